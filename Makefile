@@ -1,0 +1,85 @@
+# mixflow's commands; `make help` lists them. They need make and a Python >= 3.11, nothing else.
+
+# To be set on the command line, as in: make test PYTHON=python3.13 VENV=.venv-3.13 ARGS="-k scan"
+PYTHON := python3
+PYTHON_LATEST = python3.14 python3.13 python3.12 $(PYENV_LATEST)
+VENV := .venv
+VENV_LATEST := .venv-latest
+JOBS := 2
+ARGS :=
+
+# pyenv's, newest first. Python 3.15 is left out until JAX is there for it.
+PYENV_LATEST = $(shell ls -d $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.1[2-4].*[0-9]/bin/python \
+                 2>/dev/null | sort -rV)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check lint types format setup-latest test-latest clean
+
+help: ## list these commands
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 22
+
+setup: $(VENV)/.installed ## install mixflow, and all that these commands need, in .venv
+
+demo: setup ## optimise the data-weighting example
+	$(VENV)/bin/mixflowc optimize examples/data_weighting.py
+
+test: check ## check, then test with the JAX that python3 gets
+	$(call pytest,$(VENV))
+	@jax=$$($(VENV)/bin/python -c 'from importlib.metadata import version; print(version("jax"))'); \
+	case $$jax in \
+	  0.10.*) echo "This tested JAX $$jax only: 'make test-latest' tests the newest (Python >= 3.12)." ;; \
+	  *) echo "This tested JAX $$jax only: 'make test PYTHON=python3.11 VENV=.venv-3.11' tests 0.10." ;; \
+	esac
+
+test-latest: setup-latest ## check types and test with the newest JAX (Python >= 3.12)
+	$(call pyright,$(VENV_LATEST))
+	$(call pytest,$(VENV_LATEST))
+
+setup-latest: $(VENV_LATEST)/.installed ## the same as setup, in .venv-latest (Python >= 3.12)
+
+check: lint types ## lint, see that the code is formatted, check the types
+
+lint: setup
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+
+types: setup
+	$(call pyright,$(VENV))
+
+format: setup ## format the code, and correct what ruff can correct by itself
+	$(VENV)/bin/ruff check --fix
+	$(VENV)/bin/ruff format
+
+clean: ## remove what building, testing and the demo left (.venv and .venv-latest stay)
+	rm -rf build dist mixflow-out .pytest_cache .ruff_cache
+	find . -path './.venv*' -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+# pyright,VENV: JAX's annotations differ between its versions. The environment variable keeps it from
+# asking the network for a newer pyright.
+pyright = PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(1)/bin/pyright --pythonpath $(1)/bin/python
+
+# pytest,VENV: the tests are written for the CPU, whatever else the machine has.
+pytest = JAX_PLATFORMS=cpu $(1)/bin/python -m pytest -n $(JOBS) --dist=worksteal $(ARGS)
+
+# install,INTERPRETERS,MINOR,VARIABLE: install in the environment that this stamp file is in. Where
+# that has no working Python >= 3.MINOR, make it with the first of the interpreters that is one; a
+# name on PATH proves nothing (pyenv has some that only print an error), so each is run.
+define install
+@for python in $(@D)/bin/python $(1); do \
+  "$$python" -c 'import sys; sys.exit(sys.version_info < (3, $(2)))' 2>/dev/null && break; python=; \
+done; \
+[ "$$python" ] || { \
+  echo "No Python >= 3.$(2) here (tried: $(strip $(1))): install one, or add $(3)=/path/to/python" >&2; \
+  exit 1; \
+}; \
+[ "$$python" = $(@D)/bin/python ] || { set -x; "$$python" -m venv --clear $(@D); }
+$(@D)/bin/python -m pip install --editable '.[dev]'
+@touch $@
+endef
+
+# pip runs again only after pyproject.toml has changed.
+$(VENV)/.installed: pyproject.toml
+	$(call install,$(PYTHON),11,PYTHON)
+
+$(VENV_LATEST)/.installed: pyproject.toml
+	$(call install,$(PYTHON_LATEST),12,PYTHON_LATEST)

@@ -1,0 +1,1 @@
+"""Analyses: they read programs and change nothing."""

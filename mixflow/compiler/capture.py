@@ -1,0 +1,244 @@
+"""Capture: trace a function so that every `jax.vjp` in it stays one symbolic equation.
+
+`jax.grad`, `value_and_grad`, `jacrev` and the wrappers of flax, equinox and haiku all go through
+`jax.vjp`. While a thread traces under mixflow, a call of it is not run: its function is traced
+once to a closed jaxpr f, its value is bound as `primal[f]` and each call of the pullback as
+`vjp[f]` at the same point. Recovering gradients from an already differentiated jaxpr would not
+work: partial evaluation has dropped the loss by then.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+from jax.extend.core import ClosedJaxpr
+from jax.tree_util import PyTreeDef, tree_flatten, tree_structure
+
+from mixflow.compiler import jax_compat
+from mixflow.compiler.analysis.soundness import Suspect, custom_rules, find_suspects
+from mixflow.compiler.pullback import Pullback
+from mixflow.compiler.traced import TracedFunction, trace_function
+from mixflow.compiler.vjp_primitive import Differentiand, is_inexact, partition, primal_p
+
+# Traces made under mixflow hold symbolic equations and must never be mixed up with JAX's own
+# cached traces of the same functions (nor with those of another capture, whose reasons would
+# then be missing from this one's report): the value is part of JAX's trace-cache key.
+_trace_key = jax.make_user_context(default_value=None)
+
+
+@dataclass(frozen=True)
+class Decline:
+    """Something that was left as it was, with where and why."""
+
+    stage: str
+    at: str
+    why: str
+
+
+@dataclass(eq=False)
+class Capture:
+    """One trace under mixflow.
+
+    Arguments:
+        assume_symmetric: "all", or the names of functions whose custom rules the user vouches
+            for (`docs/derivative-rule.md`).
+        declines: filled while tracing: what was not captured, and why.
+        num_captured: filled while tracing: the number of `jax.vjp` calls that were captured.
+    """
+
+    assume_symmetric: str | tuple[str, ...] = ()
+    declines: list[Decline] = field(default_factory=list)
+    num_captured: int = 0
+
+    def trusts(self, suspect: Suspect) -> bool:
+        """Whether the user vouches for a custom rule."""
+        return self.assume_symmetric == "all" or suspect.name in self.assume_symmetric
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Capture every `jax.vjp` of this thread inside the block."""
+        previous = _current.set(self)
+        try:
+            with _trace_key(self):
+                yield
+        finally:
+            _current.reset(previous)
+
+    def decline(self, why: str) -> None:
+        """Record that the `jax.vjp` being called is left to JAX."""
+        self.declines.append(Decline("capture", format_location(_call_site()), why))
+
+    def vjp(self, fun: Callable[..., Any], *primals: Any, has_aux: bool = False, **other: Any) -> Any:
+        """`jax.vjp`, symbolic where it can be and JAX's own where it cannot."""
+        call = functools.partial(jax_compat.VJP_OF_JAX, fun, *primals, has_aux=has_aux, **other)
+        leaves, in_tree = tree_flatten(primals)
+        reason = _unsuitable(leaves, other)
+        if reason:
+            self.decline(reason)
+            return call()
+        try:
+            traced = trace_function(fun, leaves, in_tree, has_aux)
+        except _NEEDS_VALUES:
+            # Under plain JAX a concrete point may steer Python; if it cannot, JAX says so.
+            self.decline("the function uses the value of its argument in Python")
+            return call()
+        return self._bind(traced, call)
+
+    def _bind(self, traced: TracedFunction, call: Callable[[], Any]) -> Any:
+        suspects = tuple(s for s in find_suspects(traced.jaxpr) if not self.trusts(s))
+        function = Differentiand(
+            traced.jaxpr, len(traced.consts), traced.carries, not suspects, suspects, _call_site()
+        )
+        reason = _impure(traced)
+        if reason:
+            self.decline(reason)
+            return traced.differentiate()
+        replay = _replay(traced, function)
+        if replay is not Replay.ANYWHERE:
+            self.decline("a custom rule closes over values of the enclosing trace")
+            return traced.differentiate() if replay is Replay.HERE else call()
+        self.num_captured += 1
+        outputs = primal_p.bind(*traced.consts, *traced.point, function=function)
+        pullback = Pullback(
+            function, traced.closure, traced.leaves, traced.active, traced.in_tree, traced.out_tree
+        )
+        value, aux = traced.unflatten(outputs)
+        return value, pullback, *aux
+
+
+# What JAX raises when traced code asks for a concrete value.
+_NEEDS_VALUES = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.NonConcreteBooleanIndexError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
+
+
+def _unsuitable(leaves: list[Any], other: dict[str, Any]) -> str | None:
+    """Why a call of `jax.vjp` is left to JAX before anything is traced, or None."""
+    if other:
+        return f"jax.vjp was given {', '.join(other)}"
+    try:
+        avals = [jax.typeof(leaf) for leaf in leaves]
+    except TypeError:
+        return "a primal is no array"
+    if any(jax_compat.is_ref(aval) for aval in avals):
+        return "a primal is a mutable reference"
+    if not any(is_inexact(aval) for aval in avals):
+        return "no primal has a derivative"
+    return None
+
+
+def _impure(traced: TracedFunction) -> str | None:
+    """Why a traced function cannot stand in an equation, or None."""
+    effects = [effect for effect in traced.jaxpr.effects if not jax_compat.is_axis_effect(effect)]
+    if any(jax_compat.is_ref(value) for value in traced.closure):
+        return "the function closes over a mutable reference"
+    return f"the function has effects: {', '.join(map(str, effects))}" if effects else None
+
+
+class Replay(enum.Enum):
+    """Where a traced function's custom rules, which JAX traces only when it needs them, can run."""
+
+    ANYWHERE = enum.auto()
+    HERE = enum.auto()
+    NOWHERE = enum.auto()
+
+
+def _replay(traced: TracedFunction, function: Differentiand) -> Replay:
+    """Try the custom rules of a traced function, if it has any of unknown make.
+
+    A rule may close over tracers: of the enclosing traces, which live as long as the user's code
+    runs, or of the function's own trace, which is over.
+    """
+    if not any(custom_rules(traced.jaxpr)):
+        return Replay.ANYWHERE
+
+    def differentiate(consts: list[Any], point: list[Any]) -> Any:
+        outputs, pullback = function.value_and_pullback(consts, point)
+        return pullback(partition(function.carries, outputs)[0])
+
+    try:
+        jaxpr = jax.make_jaxpr(differentiate)(traced.consts, traced.point)
+    except jax.errors.UnexpectedTracerError:
+        return Replay.NOWHERE
+    closes_over = any(isinstance(const, jax.core.Tracer) for const in jaxpr.consts)
+    return Replay.HERE if closes_over else Replay.ANYWHERE
+
+
+_current: ContextVar[Capture | None] = ContextVar("mixflow_capture", default=None)
+
+
+def current_capture() -> Capture | None:
+    """The capture that this thread is tracing under, if any."""
+    return _current.get()
+
+
+def format_location(location: tuple[str, int] | None) -> str:
+    """`file:line`, or a word where JAX kept no traceback."""
+    return "<unknown>" if location is None else f"{location[0]}:{location[1]}"
+
+
+def _call_site() -> tuple[str, int] | None:
+    return jax_compat.source_location(jax_compat.current_source_info())
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A whole function, traced: every `jax.vjp` in it is symbolic.
+
+    Arguments:
+        jaxpr: closed; its inputs are the function's array leaves.
+        out_tree: the structure of its result.
+        declines: what was not captured, and why.
+        num_captured: the number of `jax.vjp` calls that were.
+    """
+
+    jaxpr: ClosedJaxpr
+    out_tree: PyTreeDef
+    declines: tuple[Decline, ...]
+    num_captured: int
+
+
+def capture(
+    fun: Callable[..., Any], leaves: list[Any], assume_symmetric: str | tuple[str, ...] = ()
+) -> Captured:
+    """Trace a function of flat arrays under mixflow.
+
+    Arguments:
+        fun: takes the leaves, returns a pytree of arrays.
+        leaves: arrays, tracers, or `jax.ShapeDtypeStruct`.
+        assume_symmetric: as for `mixflow.compile`.
+
+    Raises:
+        Whatever `fun` raises.
+    """
+    current = Capture(assume_symmetric)
+    out_tree: list[PyTreeDef] = []
+
+    def flat(*leaves: Any) -> Any:
+        result = fun(*leaves)
+        out_tree.append(tree_structure(result))
+        return result
+
+    with current.active():
+        jaxpr = jax.make_jaxpr(flat)(*leaves)
+    return Captured(jaxpr, out_tree[-1], tuple(current.declines), current.num_captured)
+
+
+def _vjp_hook(fun: Callable[..., Any], *primals: Any, **kwargs: Any) -> Any:
+    capture = _current.get()
+    if capture is None:
+        return jax_compat.VJP_OF_JAX(fun, *primals, **kwargs)
+    return capture.vjp(fun, *primals, **kwargs)
+
+
+jax_compat.install_vjp_hook(_vjp_hook)

@@ -1,0 +1,132 @@
+"""Attributes that carry JAX's own objects through the IR, and print short."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from jax.extend.core import JaxprEqn, Primitive
+from xdsl.ir import Data, TypeAttribute
+from xdsl.irdl import irdl_attr_definition
+from xdsl.parser import AttrParser
+from xdsl.printer import Printer
+from xdsl.utils.exceptions import ParseError
+
+from mixflow.compiler import jax_compat
+
+_LONGEST_PARAM = 60
+
+
+@irdl_attr_definition
+class AvalType(TypeAttribute, Data[Any]):
+    """The type of a value: JAX's abstract value, printed as in `f32[4,8]`."""
+
+    name = "jaxpr.aval"
+
+    @classmethod
+    def parse_parameter(cls, parser: AttrParser) -> Any:
+        raise _unparsable(parser)
+
+    def print_parameter(self, printer: Printer) -> None:
+        with printer.in_angle_brackets():
+            printer.print_string(str(self))
+
+    def __str__(self) -> str:
+        return self.data.str_short(short_dtypes=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Equation:
+    """What an equation is, apart from the values that it reads and writes.
+
+    Two are equal when they compute the same of the same operands: primitive, parameters and
+    context. Parameters that Python cannot compare are compared by identity.
+    """
+
+    primitive: Primitive
+    params: dict[str, Any]
+    effects: frozenset[Any]
+    source_info: Any
+    ctx: Any
+
+    @staticmethod
+    def of(eqn: JaxprEqn) -> Equation:
+        """Take an equation out of its jaxpr."""
+        return Equation(eqn.primitive, eqn.params, frozenset(eqn.effects), eqn.source_info, eqn.ctx)
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if not isinstance(other, Equation) or self.primitive is not other.primitive:
+            return False
+        return self.ctx is other.ctx and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash((self.primitive, self._key))
+
+    @property
+    def _key(self) -> tuple[Any, ...]:
+        return tuple((name, _hashable(value)) for name, value in sorted(self.params.items()))
+
+    @property
+    def location(self) -> str:
+        """The user's `file:line`, or "<unknown>"."""
+        found = jax_compat.source_location(self.source_info)
+        return "<unknown>" if found is None else f"{found[0]}:{found[1]}"
+
+    def __str__(self) -> str:
+        params = [f"{name}={value}" for name, value in self.params.items() if _is_short(value)]
+        return f"{self.primitive.name} {{{', '.join(params)}}}" if params else self.primitive.name
+
+
+def _hashable(value: Any) -> Any:
+    """A key that is equal for equal parameters: type and value, or identity."""
+    try:
+        hash(value)
+    except TypeError:
+        return id(value)
+    return (type(value), value)
+
+
+def _is_short(value: Any) -> bool:
+    return isinstance(value, (bool, int, float, str, tuple)) and len(str(value)) <= _LONGEST_PARAM
+
+
+class _Payload(Data[Any]):
+    """A Python object that travels with the IR; it is printed and cannot be parsed."""
+
+    @classmethod
+    def parse_parameter(cls, parser: AttrParser) -> Any:
+        raise _unparsable(parser)
+
+    def print_parameter(self, printer: Printer) -> None:
+        with printer.in_angle_brackets():
+            printer.print_string(str(self.data))
+
+
+@irdl_attr_definition
+class EquationAttr(_Payload):
+    """The `Equation` behind an operation."""
+
+    name = "jaxpr.equation"
+
+
+@irdl_attr_definition
+class FunctionAttr(_Payload):
+    """The `Differentiand` behind a symbolic derivative, shared by its value and pullbacks."""
+
+    name = "mixflow.function"
+
+
+@irdl_attr_definition
+class ValueAttr(_Payload):
+    """A literal or a constant: (value, aval)."""
+
+    name = "jaxpr.value"
+
+
+def _unparsable(parser: AttrParser) -> ParseError:
+    return ParseError(parser.pos, "holds a JAX object: it is printed, and not read from text")
+
+
+__all__ = ["AvalType", "Equation", "EquationAttr", "FunctionAttr", "ValueAttr"]

@@ -1,0 +1,147 @@
+"""Every touch of JAX's private surface, each with its reason.
+
+The rest of mixflow uses `jax`, `jax.core`, `jax.extend` and `jax.interpreters` alone.
+`tests/test_jax_compat.py` checks each item here against the installed JAX, so that a change
+in JAX fails there, loudly, and not somewhere in a user's program.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from types import CodeType
+from typing import Any
+
+import jax
+from jax._src import api as _api
+from jax._src import core as _core
+from jax._src import linear_util as _linear_util
+from jax._src import source_info_util as _source_info_util
+
+VJP_OF_JAX: Callable[..., Any] = _api.vjp
+"""JAX's own `jax.vjp`, from before the hook was installed."""
+
+_JAX_SOURCES = str(Path(_api.__file__).parent)
+
+
+def private(name: str) -> str:
+    """The path of a function inside JAX, for the list of trusted custom rules.
+
+    Why private: `jax.nn.softmax` and others keep their rule on a helper with no public name.
+    """
+    return f"jax._src.{name}"
+
+
+def hide_frames_of(directory: str) -> None:
+    """Leave a directory's frames out of the source lines that JAX records for equations.
+
+    Why private: JAX excludes its own frames in the same way and offers no public way.
+    """
+    _source_info_util.register_exclusion(directory)
+
+
+def install_vjp_hook(hook: Callable[..., Any]) -> None:
+    """Let every `jax.vjp`, `jax.grad`, `jax.value_and_grad` and `jax.jacrev` call `hook`.
+
+    Why private: these functions look up the module global `jax._src.api.vjp` when they are
+    called; there is no public place to stand in for it. `hook` takes what `jax.vjp` takes
+    and passes everything that it does not want to `VJP_OF_JAX`.
+    """
+    hook = functools.wraps(VJP_OF_JAX)(hook)
+    _api.vjp = hook
+    jax.vjp = hook
+
+
+def vjp_hook() -> Callable[..., Any]:
+    """What `jax.grad` and its relatives call at present."""
+    return _api.vjp
+
+
+def public_axis_name(axis_data: Any) -> Any:
+    """The name that `jax.vmap(axis_name=...)` takes for a batching rule's axis.
+
+    Why private: an unnamed axis carries a private sentinel where `jax.vmap` takes None.
+    """
+    return None if axis_data.name is _core.no_axis_name else axis_data.name
+
+
+def is_axis_effect(effect: Any) -> bool:
+    """Whether an effect only says that a named axis is used (`psum` and its relatives).
+
+    Why private: the effect's class is not exported; every other effect bars a capture.
+    """
+    return isinstance(effect, _core.NamedAxisEffect)
+
+
+def axis_names(effects: Any) -> set[Any]:
+    """The named axes that a set of effects mentions."""
+    return {effect.name for effect in effects if is_axis_effect(effect)}
+
+
+def is_ref(value: Any) -> bool:
+    """Whether a value is a mutable reference, which a capture cannot hold.
+
+    Why private: references have no public type.
+    """
+    aval = value if isinstance(value, jax.core.AbstractValue) else jax.typeof(value)
+    return type(aval).__name__ == "AbstractRef"
+
+
+def source_location(source_info: Any) -> tuple[str, int] | None:
+    """The user's file and line for an equation, or None where JAX kept no traceback.
+
+    Why private: JAX reads tracebacks with private helpers, and knows which frames are its own.
+    """
+    frame = _source_info_util.user_frame(source_info.traceback)
+    return None if frame is None else (frame.file_name, frame.start_line)
+
+
+def current_source_info() -> Any:
+    """The traceback and name stack of the code that is running, as equations carry them."""
+    return _source_info_util.current()
+
+
+def custom_rule(params: dict[str, Any]) -> Callable[..., Any] | None:
+    """The Python function behind a `custom_jvp_call` equation's rule, or None if unknown.
+
+    Why private: an equation holds its rule as a chain of JAX's own wrappers, and what it says
+    of itself (names, files) follows `__wrapped__`, which `functools.wraps` can forge. So the
+    chain is followed through wrappers that are recognised by their code object; the first
+    function that is no such wrapper is the rule. Anything unexpected gives None.
+    """
+    rule = params.get("jvp_jaxpr_fun")
+    while True:
+        if isinstance(rule, _linear_util.WrappedFun):
+            rule = rule.f
+            continue
+        code = getattr(rule, "__code__", None)
+        if not isinstance(code, CodeType):
+            return None
+        inner = _wrapped_variable(code)
+        if inner is None:
+            return rule
+        cells = dict(zip(code.co_freevars, rule.__closure__ or (), strict=True))
+        rule = cells[inner].cell_contents
+
+
+def _wrapped_variable(code: CodeType) -> str | None:
+    """The closure variable in which one of JAX's wrappers of a rule holds what it wraps."""
+    if not code.co_filename.startswith(_JAX_SOURCES):
+        return None
+    wrappers = {
+        "_memoize.<locals>.memoized": "fn",
+        "DynamicJaxprTrace.process_custom_jvp_call.<locals>.jvp_jaxpr_thunk": "jvp",
+        "lift_jvp.<locals>.jvp": "jvp_jaxpr_fun",
+    }
+    return wrappers.get(code.co_qualname)
+
+
+def rule_name(params: dict[str, Any]) -> tuple[str, str]:
+    """Name and `file:line` of the function that a custom rule was given for.
+
+    They come from debug information: good for a report, no proof of anything.
+    """
+    described = params["call_jaxpr"].debug_info.func_src_info or "<unknown>"
+    name, _, place = described.partition(" at ")
+    return name, place

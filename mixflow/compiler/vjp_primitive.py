@@ -1,0 +1,336 @@
+"""The symbolic derivative: `primal[f]`, `vjp[f]` and the pushforward of `vjp[f]`.
+
+For a function f(c, x) with constants c, a point x and cotangents w, three primitives stand in
+a jaxpr for what `jax.vjp` would have spelled out:
+
+    primal[f](c, x)             →  y = f(c, x)
+    vjp[f](c, x, w)             →  (y, if asked for) and x̄ = (∂f/∂x)ᵀ w
+    pushforward[f](c, x, w; ċ, ẋ, ẇ)  →  (ẏ, x̄˙), linear in the tangents
+
+The last one is what makes forward-over-reverse out of reverse-over-reverse. With
+φ(c, x) = ⟨f(c, x), w⟩ its transpose asks for
+
+    x:  ∇²_xx φ v + (∂f/∂x)ᵀ s      c:  ∇²_cx φ v + (∂f/∂c)ᵀ s      w:  (∂f/∂x) v
+
+for cotangents s of y and v of x̄, and since second derivatives commute all three come out of
+one forward-mode pass: push (ẋ = v, ẇ = s) through (x, w) ↦ (f, ∇_{c,x} ⟨f, w⟩). Nothing from
+inside f is kept between the two passes. Kemaev et al., "Scalable Meta-Learning via Mixed-Mode
+Differentiation" (ICML 2025, arXiv 2505.00793), section 3; `docs/derivative-rule.md` proves it.
+
+An equation whose `symmetric` is false never uses that rule: it differentiates as the plain
+`jax.vjp` that it stands for, to the letter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
+from jax.interpreters import ad, mlir
+
+from mixflow.compiler import jax_compat
+
+Values = Sequence[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Differentiand:
+    """The function that an equation differentiates. Two are equal when they are one object.
+
+    Arguments:
+        jaxpr: f, closed and without constants; its inputs are c, then x.
+        num_consts: the number of inputs that belong to c.
+        carries: for each output of f, whether a cotangent is given for it. Auxiliary and
+            integer outputs have none and are never differentiated in reverse.
+        symmetric: whether f's reverse-mode program is known to be a true gradient, so that the
+            pullback of its pullback may be taken as the pushforward of its pullback.
+        suspects: what speaks against that, for the report.
+        origin: file and line of the user's call.
+    """
+
+    jaxpr: ClosedJaxpr
+    num_consts: int
+    carries: tuple[bool, ...]
+    symmetric: bool
+    suspects: tuple[Any, ...] = ()
+    origin: tuple[str, int] | None = None
+    batched: dict[Any, Differentiand] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def call(self) -> Callable[..., list[Any]]:
+        """f as a Python function of the flat c and x."""
+        return jaxpr_as_fun(self.jaxpr)
+
+    @property
+    def num_points(self) -> int:
+        """The number of leaves of x."""
+        return len(self.jaxpr.in_avals) - self.num_consts
+
+    @property
+    def point_avals(self) -> list[Any]:
+        """The abstract values of x."""
+        return self.jaxpr.in_avals[self.num_consts :]
+
+    def split(self, operands: Values) -> tuple[list[Any], list[Any], list[Any]]:
+        """Cut a flat list of operands into c, x and w."""
+        stop = self.num_consts + self.num_points
+        return list(operands[: self.num_consts]), list(operands[self.num_consts : stop]), list(
+            operands[stop:]
+        )
+
+    def value_and_pullback(self, consts: Values, point: Values) -> tuple[list[Any], Any]:
+        """JAX's own `vjp` of f in x: the outputs of f, and a function of the flat w."""
+
+        def carried(*point: Any) -> tuple[list[Any], list[Any]]:
+            return partition(self.carries, self.call(*consts, *point))
+
+        outputs, pullback, rest = jax_compat.VJP_OF_JAX(carried, *point, has_aux=True)
+        return merge(self.carries, outputs, rest), lambda cotangents: pullback(list(cotangents))
+
+
+def partition(mask: Sequence[bool], items: Values) -> tuple[list[Any], list[Any]]:
+    """The items where the mask is true, and the others."""
+    chosen = [item for keep, item in zip(mask, items, strict=True) if keep]
+    return chosen, [item for keep, item in zip(mask, items, strict=True) if not keep]
+
+
+def merge(mask: Sequence[bool], chosen: Values, others: Values) -> list[Any]:
+    """Undo `partition`."""
+    first, second = iter(chosen), iter(others)
+    return [next(first) if keep else next(second) for keep in mask]
+
+
+def is_inexact(aval: Any) -> bool:
+    """Whether a value of this type has a derivative at all."""
+    return jnp.issubdtype(aval.dtype, jnp.inexact)
+
+
+# --- primal[f] ---------------------------------------------------------------------------------
+
+primal_p = Primitive("mixflow_primal")
+primal_p.multiple_results = True
+
+
+@primal_p.def_impl
+def _primal(*operands: Any, function: Differentiand) -> list[Any]:
+    consts, point, _ = function.split(operands)
+    if function.symmetric:
+        return function.call(*consts, *point)
+    # A custom rule's forward may differ from its function: the value is jax.vjp's.
+    return function.value_and_pullback(consts, point)[0]
+
+
+@primal_p.def_effectful_abstract_eval
+def _primal_abstract(*_: Any, function: Differentiand) -> tuple[list[Any], Any]:
+    return function.jaxpr.out_avals, function.jaxpr.effects
+
+
+def _primal_jvp(primals: Values, tangents: Values, *, function: Differentiand) -> Any:
+    return _jvp_of(lambda *operands: _primal(*operands, function=function), primals, tangents)
+
+
+# --- vjp[f] ------------------------------------------------------------------------------------
+
+vjp_p = Primitive("mixflow_vjp")
+vjp_p.multiple_results = True
+
+
+@vjp_p.def_impl
+def _vjp(*operands: Any, function: Differentiand, with_value: bool) -> list[Any]:
+    consts, point, cotangents = function.split(operands)
+    outputs, pullback = function.value_and_pullback(consts, point)
+    return [*(outputs if with_value else ()), *pullback(cotangents)]
+
+
+@vjp_p.def_effectful_abstract_eval
+def _vjp_abstract(*_: Any, function: Differentiand, with_value: bool) -> tuple[list[Any], Any]:
+    outputs = function.jaxpr.out_avals if with_value else []
+    point_bar = [aval.to_ct_aval() for aval in function.point_avals]
+    return [*outputs, *point_bar], function.jaxpr.effects
+
+
+def _vjp_jvp(
+    primals: Values, tangents: Values, *, function: Differentiand, with_value: bool
+) -> tuple[list[Any], list[Any]]:
+    params = {"function": function, "with_value": with_value}
+    if not function.symmetric:
+        return _jvp_of(lambda *operands: _vjp(*operands, **params), primals, tangents)
+    results = vjp_p.bind(*primals, **params)
+    perturbed = tuple(not isinstance(tangent, ad.Zero) for tangent in tangents)
+    pushed = pushforward_p.bind(
+        *primals, *partition(perturbed, tangents)[0], perturbed=perturbed, **params
+    )
+    inexact = [is_inexact(jax.typeof(result)) for result in results]
+    zeros = [
+        ad.Zero(jax.typeof(result).to_tangent_aval())
+        for result, keep in zip(results, inexact, strict=True)
+        if not keep
+    ]
+    return results, merge(inexact, pushed, zeros)
+
+
+def _jvp_of(function: Callable[..., list[Any]], primals: Values, tangents: Values) -> Any:
+    """`jax.jvp` of a flat function, with symbolic zeros left out of it."""
+    perturbed = [not isinstance(tangent, ad.Zero) for tangent in tangents]
+    moving, fixed = partition(perturbed, primals)
+    results, pushed = jax.jvp(
+        lambda *moving: function(*merge(perturbed, moving, fixed)),
+        moving,
+        partition(perturbed, tangents)[0],
+    )
+    inexact = [is_inexact(jax.typeof(result)) for result in results]
+    return results, [
+        tangent if keep else ad.Zero(jax.typeof(result).to_tangent_aval())
+        for result, tangent, keep in zip(results, pushed, inexact, strict=True)
+    ]
+
+
+# --- the pushforward of vjp[f], a linear primitive ----------------------------------------------
+
+pushforward_p = Primitive("mixflow_pushforward")
+pushforward_p.multiple_results = True
+
+
+@pushforward_p.def_impl
+def pushforward(
+    *operands: Any, function: Differentiand, with_value: bool, perturbed: tuple[bool, ...]
+) -> list[Any]:
+    """The pushforward of `vjp[f]` in plain JAX: operands are c, x, w, then the tangents."""
+    primals, tangents = operands[: len(perturbed)], list(operands[len(perturbed) :])
+    moving, fixed = partition(perturbed, primals)
+    results, pushed = jax.jvp(
+        lambda *moving: _vjp(
+            *merge(perturbed, moving, fixed), function=function, with_value=with_value
+        ),
+        moving,
+        tangents,
+    )
+    return [
+        tangent
+        for result, tangent in zip(results, pushed, strict=True)
+        if is_inexact(jax.typeof(result))
+    ]
+
+
+@pushforward_p.def_effectful_abstract_eval
+def _pushforward_abstract(
+    *_: Any, function: Differentiand, with_value: bool, perturbed: tuple[bool, ...]
+) -> tuple[list[Any], Any]:
+    del perturbed
+    results, effects = _vjp_abstract(function=function, with_value=with_value)
+    return [aval.to_tangent_aval() for aval in results if is_inexact(aval)], effects
+
+
+def _pushforward_jvp(primals: Values, tangents: Values, **params: Any) -> Any:
+    """Third order: linear in its own tangents, plain JAX where the point moves as well."""
+    num_fixed = len(params["perturbed"])
+    if any(not isinstance(tangent, ad.Zero) for tangent in tangents[:num_fixed]):
+        return _jvp_of(lambda *operands: pushforward(*operands, **params), primals, tangents)
+    moved = [ad.instantiate_zeros(tangent) for tangent in tangents[num_fixed:]]
+    return (
+        pushforward_p.bind(*primals, **params),
+        pushforward_p.bind(*primals[:num_fixed], *moved, **params),
+    )
+
+
+def _pushforward_transpose(
+    cotangents: Values,
+    *operands: Any,
+    function: Differentiand,
+    with_value: bool,
+    perturbed: tuple[bool, ...],
+) -> list[Any]:
+    """Section 5 of the design: the pullback of the pullback is the pushforward of the pullback."""
+    primals, tangents = operands[: len(perturbed)], operands[len(perturbed) :]
+    linear = [ad.is_undefined_primal(tangent) for tangent in tangents]
+    wanted = [bool(flag) for flag in _spread(perturbed, linear)]
+    value_bar, point_bar = _split_cotangents(cotangents, function, with_value)
+    transposed = _symmetric_pullback(function, primals, wanted, value_bar, point_bar)
+    return [
+        *(None for _ in primals),
+        *(result for keep, result in zip(perturbed, transposed, strict=True) if keep),
+    ]
+
+
+def _split_cotangents(
+    cotangents: Values, function: Differentiand, with_value: bool
+) -> tuple[list[Any], list[Any]]:
+    """Cotangents s of every output of f (None where there is none) and v of every x̄."""
+    point_bar = list(cotangents[len(cotangents) - function.num_points :])
+    if not with_value:
+        return [None] * len(function.carries), point_bar
+    given = iter(cotangents)
+    outputs = [next(given) if is_inexact(aval) else None for aval in function.jaxpr.out_avals]
+    return [None if isinstance(s, ad.Zero) else s for s in outputs], point_bar
+
+
+def _symmetric_pullback(
+    function: Differentiand,
+    primals: Values,
+    wanted: Sequence[bool],
+    value_bar: Values,
+    point_bar: Values,
+) -> list[Any]:
+    """Cotangents of (c, x, w) where wanted, None elsewhere.
+
+    Arguments:
+        primals: c, x and w, flat.
+        wanted: for each of them, whether its cotangent is asked for.
+        value_bar: s, a cotangent or None for every output of f.
+        point_bar: v, a cotangent or a symbolic zero for every leaf of x.
+    """
+    consts, point, cotangents = function.split(primals)
+    want_inputs, want_w = wanted[: len(consts) + len(point)], wanted[len(consts) + len(point) :]
+    # φ pairs f with w. An output that carries no w joins it with w = 0 when the outer
+    # differentiation reaches it: ẇ = s is what brings its first derivative in.
+    paired = [carry or s is not None for carry, s in zip(function.carries, value_bar, strict=True)]
+    weights = _paired(paired, _spread(function.carries, cotangents), function)
+    weights_dot = _paired(paired, value_bar, function)
+    moves = [not isinstance(v, ad.Zero) for v in point_bar]
+    moving, resting = partition(moves, point)
+
+    def value_and_gradient(moving: list[Any], weights: list[Any]) -> Any:
+        active, fixed = partition(want_inputs, [*consts, *merge(moves, moving, resting)])
+
+        def restricted(*active: Any) -> list[Any]:
+            return partition(paired, function.call(*merge(want_inputs, active, fixed)))[0]
+
+        outputs, pullback = jax_compat.VJP_OF_JAX(restricted, *active)
+        return outputs, pullback(weights)
+
+    _, (outputs_dot, gradient_dot) = jax.jvp(
+        value_and_gradient, (moving, weights), (partition(moves, point_bar)[0], weights_dot)
+    )
+    w_bar = partition([carry for carry, keep in zip(function.carries, paired, strict=True) if keep],
+                      outputs_dot)[0]
+    return [
+        *_spread(want_inputs, gradient_dot),
+        *(bar if keep else None for bar, keep in zip(w_bar, want_w, strict=True)),
+    ]
+
+
+def _spread(mask: Sequence[bool], items: Values) -> list[Any]:
+    """The items in the places where the mask is true, None elsewhere."""
+    return merge(mask, items, [None] * (len(mask) - sum(mask)))
+
+
+def _paired(paired: Sequence[bool], given: Values, function: Differentiand) -> list[Any]:
+    """What is given for each paired output of f, zeros of its type where that is None."""
+    return [
+        ad.zeros_like_aval(aval.to_ct_aval()) if value is None else value
+        for value, aval in partition(paired, list(zip(given, function.jaxpr.out_avals, strict=True)))[0]
+    ]
+
+
+ad.primitive_jvps[primal_p] = _primal_jvp
+ad.primitive_jvps[vjp_p] = _vjp_jvp
+ad.primitive_jvps[pushforward_p] = _pushforward_jvp
+ad.primitive_transposes[pushforward_p] = _pushforward_transpose
+mlir.register_lowering(primal_p, mlir.lower_fun(_primal, multiple_results=True))
+mlir.register_lowering(vjp_p, mlir.lower_fun(_vjp, multiple_results=True))
+mlir.register_lowering(pushforward_p, mlir.lower_fun(pushforward, multiple_results=True))
