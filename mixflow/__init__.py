@@ -2,5 +2,21 @@
 
 from mixflow.compiler import vjp_batching as _vjp_batching  # registers the batching rules
 from mixflow.compiler.explicit import grad, value_and_grad, vjp
+from mixflow.errors import BudgetError, InputError, MixflowError, VerificationError
+from mixflow.runtime.backend import compiler_options
+from mixflow.runtime.function import CompiledFunction, compile
+from mixflow.runtime.symmetry import check_symmetry
 
-__all__ = ["grad", "value_and_grad", "vjp"]
+__all__ = [
+    "BudgetError",
+    "CompiledFunction",
+    "InputError",
+    "MixflowError",
+    "VerificationError",
+    "check_symmetry",
+    "compile",
+    "compiler_options",
+    "grad",
+    "value_and_grad",
+    "vjp",
+]

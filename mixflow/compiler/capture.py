@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import enum
 import functools
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -242,3 +244,4 @@ def _vjp_hook(fun: Callable[..., Any], *primals: Any, **kwargs: Any) -> Any:
 
 
 jax_compat.install_vjp_hook(_vjp_hook)
+jax_compat.hide_frames_of(f"{Path(__file__).parent.parent}{os.sep}")

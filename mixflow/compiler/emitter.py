@@ -71,7 +71,7 @@ class _Emitter:
             case jx.YieldOp():
                 return
             case jx.LiteralOp():
-                self._atoms[op.output] = Literal(op.value.data, op.output.type.data)
+                self._atoms[op.output] = Literal(op.value.data.value, op.output.type.data)
             case jx.ConstantOp():
                 self._constant(op)
             case mf.NameOp():
@@ -89,7 +89,7 @@ class _Emitter:
     def _constant(self, op: jx.ConstantOp) -> None:
         var = Var(op.output.type.data)
         self._constvars.append(var)
-        self._consts.append(op.value.data)
+        self._consts.append(op.value.data.value)
         self._atoms[op.output] = var
 
     def _append(self, op: Operation, template: JaxprEqn) -> None:
@@ -119,7 +119,7 @@ def _template(info: Any, params: dict[str, Any]) -> JaxprEqn:
 def _structured(op: jx.RegionOp | jx.CheckpointOp) -> JaxprEqn:
     """scan, while, cond, jit and the user's checkpoint: the same equation, other jaxprs."""
     info = op.properties["equation"].data
-    names = REGIONS[info.primitive.name][1]
+    names = REGIONS[info.primitive][1]
     originals = nested_jaxprs(info.params, names)
     emitted = iter(
         _like(_emit_region(region, original), original)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
+from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Primitive, primitives
 from xdsl.dialects.builtin import ModuleOp, UnitAttr
 from xdsl.dialects.func import FuncOp
 from xdsl.ir import Attribute, Block, Operation, Region, SSAValue
@@ -15,6 +15,7 @@ from mixflow.compiler.dialects import jaxpr as jx
 from mixflow.compiler.dialects import mixflow as mf
 from mixflow.compiler.dialects.attributes import (
     AvalType,
+    Constant,
     Equation,
     EquationAttr,
     FunctionAttr,
@@ -22,12 +23,12 @@ from mixflow.compiler.dialects.attributes import (
 )
 from mixflow.compiler.vjp_primitive import primal_p, vjp_p
 
-REGIONS: dict[str, tuple[type[Operation], tuple[str, ...]]] = {
-    "scan": (jx.ScanOp, ("jaxpr",)),
-    "while": (jx.WhileOp, ("cond_jaxpr", "body_jaxpr")),
-    "cond": (jx.CondOp, ("branches",)),
-    "jit": (jx.JitOp, ("jaxpr",)),
-    "checkpoint": (jx.CheckpointOp, ("jaxpr",)),
+REGIONS: dict[Primitive, tuple[type[Operation], tuple[str, ...]]] = {
+    primitives.scan_p: (jx.ScanOp, ("jaxpr",)),
+    primitives.while_p: (jx.WhileOp, ("cond_jaxpr", "body_jaxpr")),
+    primitives.cond_p: (jx.CondOp, ("branches",)),
+    primitives.jit_p: (jx.JitOp, ("jaxpr",)),
+    primitives.remat_p: (jx.CheckpointOp, ("jaxpr",)),
 }
 """Which primitives become operations with regions, and the parameters that those stand for."""
 
@@ -95,8 +96,8 @@ class _Importer:
             properties["function"] = FunctionAttr(eqn.params["function"])
             if eqn.params.get("with_value"):
                 properties["with_value"] = UnitAttr()
-        elif eqn.primitive.name in REGIONS:
-            kind, names = REGIONS[eqn.primitive.name]
+        elif eqn.primitive in REGIONS:
+            kind, names = REGIONS[eqn.primitive]
             bodies = [self.region(nested) for nested in nested_jaxprs(eqn.params, names)]
         return kind.create(
             operands=operands,
@@ -126,6 +127,6 @@ class _Importer:
     def _value(
         self, block: Block, kind: type[Operation], value: Any, aval: Any
     ) -> SSAValue:
-        op = kind.create(result_types=[self.type(aval)], properties={"value": ValueAttr(value)})
+        op = kind.create(result_types=[self.type(aval)], properties={"value": ValueAttr(Constant(value))})
         block.add_op(op)
         return op.results[0]

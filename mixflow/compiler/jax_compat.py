@@ -14,6 +14,7 @@ from types import CodeType
 from typing import Any
 
 import jax
+import jax.core
 from jax._src import api as _api
 from jax._src import core as _core
 from jax._src import linear_util as _linear_util
@@ -86,6 +87,25 @@ def is_ref(value: Any) -> bool:
     """
     aval = value if isinstance(value, jax.core.AbstractValue) else jax.typeof(value)
     return type(aval).__name__ == "AbstractRef"
+
+
+def scan_layout(params: dict[str, Any]) -> tuple[int, int]:
+    """The numbers of constants and of carried values among a scan's operands.
+
+    Why private: the parameters that say so differ between JAX 0.10 and 0.12.
+    """
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    consts, carry, _ = params["ft_in"].unpack()
+    return len(consts), len(carry)
+
+
+def is_tracing() -> bool:
+    """Whether this thread is inside a JAX trace (a jit, grad or vmap that is being traced).
+
+    Why private: the public checks are marked as not to be used.
+    """
+    return not _core.trace_state_clean()
 
 
 def source_location(source_info: Any) -> tuple[str, int] | None:

@@ -331,6 +331,9 @@ ad.primitive_jvps[primal_p] = _primal_jvp
 ad.primitive_jvps[vjp_p] = _vjp_jvp
 ad.primitive_jvps[pushforward_p] = _pushforward_jvp
 ad.primitive_transposes[pushforward_p] = _pushforward_transpose
-mlir.register_lowering(primal_p, mlir.lower_fun(_primal, multiple_results=True))
-mlir.register_lowering(vjp_p, mlir.lower_fun(_vjp, multiple_results=True))
-mlir.register_lowering(pushforward_p, mlir.lower_fun(pushforward, multiple_results=True))
+
+SYMBOLIC = {primal_p: _primal, vjp_p: _vjp, pushforward_p: pushforward}
+"""The symbolic primitives, each with the plain JAX that it stands for."""
+
+for _primitive, _plain in SYMBOLIC.items():
+    mlir.register_lowering(_primitive, mlir.lower_fun(_plain, multiple_results=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from jax.extend.core import JaxprEqn, Primitive
 from xdsl.ir import Data, TypeAttribute
 from xdsl.irdl import irdl_attr_definition
@@ -79,8 +80,37 @@ class Equation:
         return f"{self.primitive.name} {{{', '.join(params)}}}" if params else self.primitive.name
 
 
+@dataclass(frozen=True, eq=False)
+class Constant:
+    """A literal or constant array. Scalars are equal when their bits are: 0.0 is not -0.0."""
+
+    value: Any
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Constant) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    @property
+    def _key(self) -> tuple[Any, ...]:
+        value = self.value
+        is_scalar = isinstance(value, (bool, int, float, complex, np.ndarray, np.generic))
+        if not is_scalar or np.ndim(value):
+            return (id(value),)
+        array = np.asarray(value)
+        return (type(value), array.dtype, array.tobytes())
+
+    def __str__(self) -> str:
+        return str(self.value) if not np.ndim(self.value) else f"<{np.shape(self.value)}>"
+
+
 def _hashable(value: Any) -> Any:
     """A key that is equal for equal parameters: type and value, or identity."""
+    if isinstance(value, tuple):
+        return tuple(map(_hashable, value))
+    if isinstance(value, (float, complex)):
+        return (type(value), repr(value))
     try:
         hash(value)
     except TypeError:
@@ -120,7 +150,7 @@ class FunctionAttr(_Payload):
 
 @irdl_attr_definition
 class ValueAttr(_Payload):
-    """A literal or a constant: (value, aval)."""
+    """The `Constant` behind a literal or a constant."""
 
     name = "jaxpr.value"
 
@@ -129,4 +159,4 @@ def _unparsable(parser: AttrParser) -> ParseError:
     return ParseError(parser.pos, "holds a JAX object: it is printed, and not read from text")
 
 
-__all__ = ["AvalType", "Equation", "EquationAttr", "FunctionAttr", "ValueAttr"]
+__all__ = ["AvalType", "Constant", "Equation", "EquationAttr", "FunctionAttr", "ValueAttr"]

@@ -26,9 +26,11 @@ from xdsl.irdl import (
     var_result_def,
 )
 from xdsl.parser import Parser
+from xdsl.pattern_rewriter import RewritePattern
 from xdsl.printer import Printer
 from xdsl.traits import (
     EffectInstance,
+    HasCanonicalizationPatternsTrait,
     IsolatedFromAbove,
     IsTerminator,
     MemoryEffect,
@@ -37,6 +39,7 @@ from xdsl.traits import (
 )
 from xdsl.utils.exceptions import ParseError
 
+from mixflow.compiler import jax_compat
 from mixflow.compiler.dialects.attributes import AvalType, Equation, EquationAttr, ValueAttr
 
 _EFFECT = frozenset({EffectInstance(MemoryEffectKind.WRITE)})
@@ -50,6 +53,16 @@ class EquationEffects(MemoryEffect):
         equation = op.properties.get("equation")
         has_effects = isinstance(equation, EquationAttr) and equation.data.effects
         return _EFFECT if has_effects else frozenset()
+
+
+class JitCanonicalization(HasCanonicalizationPatternsTrait):
+    """See `dialects/canonicalization.py`."""
+
+    @classmethod
+    def get_canonicalization_patterns(cls) -> tuple[RewritePattern, ...]:
+        from mixflow.compiler.dialects.canonicalization import InlineJitAroundDerivative
+
+        return (InlineJitAroundDerivative(),)
 
 
 class ReadableOp(IRDLOperation):
@@ -141,11 +154,11 @@ class ScanOp(RegionOp):
 
     @property
     def num_consts(self) -> int:
-        return self.params["num_consts"]
+        return jax_compat.scan_layout(self.params)[0]
 
     @property
     def num_carry(self) -> int:
-        return self.params["num_carry"]
+        return jax_compat.scan_layout(self.params)[1]
 
     @property
     def length(self) -> int:
@@ -177,7 +190,7 @@ class JitOp(RegionOp):
     """A nested `jax.jit`."""
 
     name = "jaxpr.jit"
-    traits = traits_def(EquationEffects(), IsolatedFromAbove())
+    traits = traits_def(EquationEffects(), IsolatedFromAbove(), JitCanonicalization())
 
 
 @irdl_op_definition
@@ -212,8 +225,7 @@ class _ValueOp(ReadableOp):
     traits = traits_def(Pure())
 
     def described(self) -> str:
-        text = str(self.value.data)
-        return text if len(text) <= 24 else f"<{type(self.value.data).__name__}>"
+        return f"{self.value.data} "
 
 
 @irdl_op_definition

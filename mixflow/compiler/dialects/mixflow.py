@@ -15,11 +15,22 @@ from xdsl.irdl import (
     var_operand_def,
     var_result_def,
 )
-from xdsl.traits import IsolatedFromAbove, Pure
+from xdsl.pattern_rewriter import RewritePattern
+from xdsl.traits import HasCanonicalizationPatternsTrait, IsolatedFromAbove, Pure
 
 from mixflow.compiler.dialects.attributes import AvalType, EquationAttr, FunctionAttr
 from mixflow.compiler.dialects.jaxpr import EquationOp, ReadableOp
 from mixflow.compiler.vjp_primitive import Differentiand
+
+
+class VjpCanonicalization(HasCanonicalizationPatternsTrait):
+    """See `dialects/canonicalization.py`."""
+
+    @classmethod
+    def get_canonicalization_patterns(cls) -> tuple[RewritePattern, ...]:
+        from mixflow.compiler.dialects.canonicalization import DropUnusedValue
+
+        return (DropUnusedValue(),)
 
 
 class DerivativeOp(EquationOp):
@@ -67,7 +78,7 @@ class VjpOp(DerivativeOp):
     name = "mixflow.vjp"
     with_value = opt_prop_def(UnitAttr)
     self_adjoint = opt_prop_def(UnitAttr)
-    traits = traits_def(Pure(), IsolatedFromAbove())
+    traits = traits_def(Pure(), IsolatedFromAbove(), VjpCanonicalization())
 
     @property
     def gradients(self) -> tuple[SSAValue, ...]:
@@ -99,4 +110,4 @@ class NameOp(ReadableOp):
         return f'"{self.label.data}" '
 
 
-Mixflow = Dialect("mixflow", [PrimalOp, VjpOp, NameOp], [EquationAttr, FunctionAttr])
+Mixflow = Dialect("mixflow", [PrimalOp, VjpOp, NameOp], [FunctionAttr])

@@ -1,0 +1,114 @@
+"""Activity: which derivatives are themselves differentiated.
+
+A value is active when it depends on something that an enclosing derivative (or, for a function
+marked `differentiated`, somebody outside) differentiates with respect to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from xdsl.dialects.func import FuncOp
+from xdsl.ir import Operation, Region, SSAValue
+
+from mixflow.compiler.dialects import jaxpr as jx
+from mixflow.compiler.dialects import mixflow as mf
+from mixflow.compiler.vjp_primitive import is_inexact
+
+Flags = Sequence[bool]
+
+
+@dataclass
+class Activity:
+    """The operations that an enclosing differentiation reaches.
+
+    Arguments:
+        pullbacks: `mixflow.vjp` operations: reverse over reverse.
+        loops: scans.
+    """
+
+    pullbacks: set[mf.VjpOp] = field(default_factory=set)
+    loops: set[jx.ScanOp] = field(default_factory=set)
+
+
+def find_activity(function: FuncOp) -> Activity:
+    """Analyse a function and everything nested in it."""
+    walker = _Walker(Activity())
+    outside = "differentiated" in function.attributes
+    walker.region(function.body, [outside] * len(function.body.block.args))
+    return walker.found
+
+
+@dataclass
+class _Walker:
+    found: Activity
+
+    def region(self, region: Region, args: Flags) -> list[bool]:
+        """Which yielded values are active, given which arguments are."""
+        block = region.block
+        active: set[SSAValue] = {arg for arg, flag in zip(block.args, args, strict=True) if flag}
+        last = block.last_op
+        for op in block.ops:
+            if op is not last:
+                flags = self.results(op, [operand in active for operand in op.operands])
+                pairs = zip(op.results, flags, strict=True)
+                active.update(result for result, flag in pairs if flag and _has_derivative(result))
+        assert last is not None
+        return [operand in active for operand in last.operands]
+
+    def results(self, op: Operation, args: Flags) -> Flags:
+        """Which results of an operation are active, given which operands are."""
+        match op:
+            case jx.ScanOp():
+                return self._scan(op, args)
+            case jx.WhileOp():
+                return self._while(op, args)
+            case jx.CondOp():
+                branches = [self.region(branch, args[1:]) for branch in op.regions]
+                return [any(flags) for flags in zip(*branches, strict=True)]
+            case jx.JitOp() | jx.CheckpointOp() | mf.PrimalOp():
+                return self.region(op.regions[0], args)
+            case mf.VjpOp():
+                return self._vjp(op, args)
+            case jx.LeafOp() if op.info.primitive.name == "stop_gradient":
+                return [False] * len(op.results)
+            case _:
+                return [any(args)] * len(op.results)
+
+    def _vjp(self, op: mf.VjpOp, args: Flags) -> Flags:
+        if any(args):
+            self.found.pullbacks.add(op)
+        inputs = args[: op.point_stop]
+        differentiated = [place >= op.point_start or flag for place, flag in enumerate(inputs)]
+        self.region(op.body, differentiated)
+        return [any(args)] * len(op.results)
+
+    def _scan(self, op: jx.ScanOp, args: Flags) -> Flags:
+        start, stop = op.num_consts, op.num_consts + op.num_carry
+        carry = list(args[start:stop])
+        while True:
+            out = self.region(op.regions[0], [*args[:start], *carry, *args[stop:]])
+            grown = [old or new for old, new in zip(carry, out, strict=False)]
+            if grown == carry:
+                break
+            carry = grown
+        if any(args):
+            self.found.loops.add(op)
+        return [*carry, *out[op.num_carry :]]
+
+    def _while(self, op: jx.WhileOp, args: Flags) -> Flags:
+        start = op.params["cond_nconsts"]
+        stop = start + op.params["body_nconsts"]
+        carry = list(args[stop:])
+        while True:
+            out = self.region(op.regions[1], [*args[start:stop], *carry])
+            grown = [old or new for old, new in zip(carry, out, strict=True)]
+            if grown == carry:
+                return carry
+            carry = grown
+
+
+def _has_derivative(value: SSAValue) -> bool:
+    assert isinstance(value.type, jx.AvalType)
+    return hasattr(value.type.data, "dtype") and is_inexact(value.type.data)

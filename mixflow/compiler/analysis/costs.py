@@ -1,0 +1,114 @@
+"""What a program costs: equations and floating-point operations, trip counts included."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax.extend.core import ClosedJaxpr, jaxprs_in_params, primitives
+
+from mixflow.compiler.vjp_primitive import SYMBOLIC
+
+FREE = frozenset(
+    "broadcast_in_dim reshape squeeze transpose convert_element_type slice dynamic_slice rev "
+    "concatenate pad gather copy iota stop_gradient name bitcast_convert_type select_n".split()
+)
+"""Primitives that move data and compute nothing."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Arguments:
+    flops: floating-point operations, a multiply-add counted as two; None where a trip count
+        is unknown.
+    eqns: equations, those of nested programs counted once.
+    """
+
+    flops: float | None
+    eqns: int
+
+    def __add__(self, other: Cost) -> Cost:
+        known = self.flops is not None and other.flops is not None
+        return Cost(self.flops + other.flops if known else None, self.eqns + other.eqns)
+
+    def times(self, count: int | None) -> Cost:
+        """The cost of running this `count` times, None meaning that nobody knows."""
+        known = self.flops is not None and count is not None
+        return Cost(self.flops * count if known else None, self.eqns)
+
+
+NOTHING = Cost(0.0, 0)
+
+
+def program_cost(jaxpr: Any) -> Cost:
+    """The cost of a jaxpr, its symbolic derivatives spelled out as XLA will run them.
+
+    Arguments:
+        jaxpr: open or closed, as `jax.make_jaxpr` returns it.
+    """
+    return sum((_equation_cost(eqn) for eqn in jaxpr.eqns), NOTHING)
+
+
+def _equation_cost(eqn: Any) -> Cost:
+    if eqn.primitive in SYMBOLIC:
+        return program_cost(spell_out(eqn))
+    nested = [program_cost(inner) for inner in jaxprs_in_params(eqn.params)]
+    if not nested:
+        return Cost(_leaf_flops(eqn), 1)
+    own = Cost(0.0, 1)
+    if eqn.primitive is primitives.scan_p:
+        return own + nested[0].times(eqn.params["length"])
+    if eqn.primitive is primitives.while_p:
+        return own + sum(nested, NOTHING).times(None)
+    if eqn.primitive is primitives.cond_p:
+        return own + _worst(nested)
+    return own + sum(nested, NOTHING)
+
+
+def _worst(branches: list[Cost]) -> Cost:
+    flops = [branch.flops for branch in branches]
+    known = [flop for flop in flops if flop is not None]
+    worst = max(known) if len(known) == len(flops) else None
+    return Cost(worst, sum(branch.eqns for branch in branches))
+
+
+def spell_out(eqn: Any) -> ClosedJaxpr:
+    """A symbolic derivative's equation as the plain program that it lowers to."""
+    implementation: Callable[..., Any] = SYMBOLIC[eqn.primitive]
+    specs = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars]
+    return jax.make_jaxpr(lambda *operands: implementation(*operands, **eqn.params))(*specs)
+
+
+def _leaf_flops(eqn: Any) -> float:
+    name = eqn.primitive.name
+    if name in FREE:
+        return 0.0
+    if name == "dot_general":
+        return _dot_flops(eqn)
+    if name == "conv_general_dilated":
+        return _conv_flops(eqn)
+    operands = eqn.invars if name.startswith(("reduce", "cum", "arg", "sort")) else eqn.outvars
+    return float(max((_size(atom) for atom in operands), default=0))
+
+
+def _dot_flops(eqn: Any) -> float:
+    (contracting, _), _ = eqn.params["dimension_numbers"]
+    lhs = eqn.invars[0].aval.shape
+    return 2.0 * _size(eqn.outvars[0]) * math.prod(lhs[dim] for dim in contracting)
+
+
+def _conv_flops(eqn: Any) -> float:
+    kernel = eqn.invars[1].aval.shape
+    out_features = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
+    return 2.0 * _size(eqn.outvars[0]) * math.prod(kernel) / max(out_features, 1)
+
+
+def _size(atom: Any) -> int:
+    return math.prod(_dims(atom))
+
+
+def _dims(atom: Any) -> Iterator[int]:
+    return (dim for dim in getattr(atom.aval, "shape", ()) if isinstance(dim, int))

@@ -1,0 +1,34 @@
+"""The passes, by the names that a pipeline uses. A new pass is a file here and a line below."""
+
+from __future__ import annotations
+
+from xdsl.passes import ModulePass
+from xdsl.transforms.canonicalize import CanonicalizePass
+from xdsl.transforms.common_subexpression_elimination import CommonSubexpressionElimination
+from xdsl.transforms.dead_code_elimination import DeadCodeElimination
+
+from mixflow.passes.checkpoint_inner_loop import CheckpointInnerLoop
+from mixflow.passes.forward_over_reverse import ForwardOverReverse
+from mixflow.passes.fuse_value_and_pullback import FuseValueAndPullback
+from mixflow.passes.save_inner_gradients import SaveInnerGradients
+
+PASSES: dict[str, type[ModulePass]] = {
+    cls.name: cls
+    for cls in (
+        CanonicalizePass,
+        CommonSubexpressionElimination,
+        DeadCodeElimination,
+        FuseValueAndPullback,
+        ForwardOverReverse,
+        CheckpointInnerLoop,
+        SaveInnerGradients,
+    )
+}
+
+DEFAULT_PIPELINE = (
+    "canonicalize,cse,fuse-value-and-pullback,canonicalize,"
+    "forward-over-reverse,checkpoint-inner-loop,save-inner-gradients"
+)
+"""What `mixflow.compile` runs when it is given no `passes`."""
+
+__all__ = ["DEFAULT_PIPELINE", "PASSES"]

@@ -1,0 +1,55 @@
+"""Reverse over reverse becomes forward over reverse: active pullbacks are self-adjoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from xdsl.context import Context
+from xdsl.dialects.builtin import ModuleOp, UnitAttr
+from xdsl.passes import ModulePass
+from xdsl.pattern_rewriter import (
+    PatternRewriter,
+    PatternRewriteWalker,
+    RewritePattern,
+    op_type_rewrite_pattern,
+)
+
+from mixflow.compiler.analysis.activity import find_activity
+from mixflow.compiler.dialects.mixflow import VjpOp
+from mixflow.compiler.dialects.remarks import declined, has_remark, rewrote
+from mixflow.compiler.emitter import main_function
+
+WHAT = "the pullback of this gradient is taken as its pushforward (forward over reverse)"
+
+
+@dataclass
+class MarkSelfAdjoint(RewritePattern):
+    """Mark a pullback that is differentiated again, where its function is a true gradient's."""
+
+    active: set[VjpOp]
+
+    @op_type_rewrite_pattern
+    def match_and_rewrite(self, op: VjpOp, rewriter: PatternRewriter) -> None:
+        name = ForwardOverReverse.name
+        if op not in self.active or op.self_adjoint is not None or has_remark(op, name):
+            return
+        if op.differentiand.symmetric:
+            op.self_adjoint = UnitAttr()
+            rewrote(op, name, WHAT)
+        for suspect in op.differentiand.suspects:
+            declined(op, name, f"{suspect}; assume_symmetric=({suspect.name!r},) vouches for it")
+        rewriter.notify_op_modified(op)
+
+
+@dataclass(frozen=True)
+class ForwardOverReverse(ModulePass):
+    """The symmetric derivative rule for every gradient inside a differentiated region.
+
+    Source: Kemaev et al. (ICML 2025, arXiv 2505.00793), section 3; `docs/derivative-rule.md`.
+    """
+
+    name = "forward-over-reverse"
+
+    def apply(self, ctx: Context, op: ModuleOp) -> None:
+        active = find_activity(main_function(op)).pullbacks
+        PatternRewriteWalker(MarkSelfAdjoint(active)).rewrite_module(op)

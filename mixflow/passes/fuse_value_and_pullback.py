@@ -1,0 +1,83 @@
+"""A value and the pullback of the same function at the same point become one operation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from xdsl.context import Context
+from xdsl.dialects.builtin import ModuleOp
+from xdsl.ir import Operation
+from xdsl.passes import ModulePass
+from xdsl.pattern_rewriter import (
+    PatternRewriter,
+    PatternRewriteWalker,
+    RewritePattern,
+    op_type_rewrite_pattern,
+)
+from xdsl.rewriter import InsertPoint
+
+from mixflow.compiler.dialects.canonicalization import with_value
+from mixflow.compiler.dialects.mixflow import PrimalOp, VjpOp
+
+
+def find_primal(op: VjpOp) -> PrimalOp | None:
+    """The operation in the same block that gives the value of what `op` pulls back through."""
+    inputs = op.operands[: op.point_stop]
+    for use in inputs[-1].uses:
+        other = use.operation
+        if (
+            isinstance(other, PrimalOp)
+            and other.parent is op.parent
+            and other.differentiand is op.differentiand
+            and tuple(other.operands) == tuple(inputs)
+        ):
+            return other
+    return None
+
+
+def cotangent_slice(op: VjpOp, primal: PrimalOp) -> list[Operation] | None:
+    """What computes the cotangents after `primal`, in order; None where that needs the value."""
+    assert op.parent is not None
+    order = {other: place for place, other in enumerate(op.parent.ops)}
+    found: set[Operation] = set()
+    pending = list(op.operands[op.point_stop :])
+    while pending:
+        owner = pending.pop().owner
+        if owner is primal:
+            return None
+        is_later = isinstance(owner, Operation) and order[owner] > order[primal]
+        if is_later and owner not in found:
+            found.add(owner)
+            pending.extend(owner.operands)
+    return sorted(found, key=order.__getitem__)
+
+
+class FusePattern(RewritePattern):
+    """Move what the cotangents need before the value, and put the fused operation there."""
+
+    @op_type_rewrite_pattern
+    def match_and_rewrite(self, op: VjpOp, rewriter: PatternRewriter) -> None:
+        if op.with_value is not None:
+            return
+        primal = find_primal(op)
+        needed = None if primal is None else cotangent_slice(op, primal)
+        if primal is None or needed is None:
+            return
+        for other in needed:
+            other.detach()
+            rewriter.insert_op(other, InsertPoint.before(primal))
+        fused = with_value(op, primal, rewriter)
+        rewriter.insert_op(fused, InsertPoint.before(primal))
+        count = len(primal.results)
+        rewriter.replace(primal, [], fused.results[:count])
+        rewriter.replace(op, [], fused.results[count:])
+
+
+@dataclass(frozen=True)
+class FuseValueAndPullback(ModulePass):
+    """One forward pass for value and gradient, and one residual-free derivative for both."""
+
+    name = "fuse-value-and-pullback"
+
+    def apply(self, ctx: Context, op: ModuleOp) -> None:
+        PatternRewriteWalker(FusePattern(), apply_recursively=False).rewrite_module(op)

@@ -1,0 +1,1 @@
+"""Compiled functions: run, lower, measure, verify, export. Knows nothing of passes' insides."""
