@@ -113,6 +113,11 @@ class CompiledFunction:
         return make
 
     @property
+    def has_examples(self) -> bool:
+        """Whether example arguments were given."""
+        return self._example is not None
+
+    @property
     def examples(self) -> tuple[Any, ...] | None:
         """The example arguments, made now; None where none were given."""
         if self._example is None:

@@ -1,0 +1,160 @@
+"""`mixflowc`: the command line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+from xdsl.passes import get_pass_option_infos
+
+from mixflow.errors import BudgetError, InputError, MixflowError, VerificationError
+
+_FAILED, _WRONG_INPUT = 1, 2
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.version_option(package_name="mixflow")
+def cli(debug: bool) -> None:
+    """Optimise programs that differentiate through gradient steps."""
+
+
+@cli.command()
+@click.argument("model", metavar="MODEL.py[:NAME]")
+@click.option("--memory-budget", metavar="SIZE", help="Fail if the result needs more, e.g. 8GiB.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), help="Write files to DIR/NAME/."
+)
+@click.option("--format", "style", type=click.Choice(["text", "json"]), default="text")
+@click.option("--verify", is_flag=True, help="Compare the results of plain and optimised.")
+@click.option("--measure", is_flag=True, help="Also time the programs.")
+def optimize(
+    model: str, memory_budget: str | None, out: Path | None, style: str, verify: bool, measure: bool
+) -> None:
+    """Optimise the entries of MODEL.py and report what that is worth.
+
+    An entry is a function under @mixflow.compile with example arguments. A meta-loss (a scalar,
+    or a scalar with auxiliary data) is measured as its value_and_grad in the first argument.
+    """
+    from mixflow.runtime.budget import parse_budget
+    from mixflow.runtime.entries import load_entries
+
+    budget = parse_budget(memory_budget) if memory_budget is not None else None
+    reports: list[Any] = []
+    for entry in load_entries(model):
+        with _progress(f"{entry.__name__}: compiling"):
+            reports.append(_optimize_entry(entry, out, run=measure, verify=verify))
+        if style == "text":
+            _print_report(reports[-1])
+    if style == "json":
+        click.echo(json.dumps([report.to_dict() for report in reports], indent=2))
+    if budget is not None:
+        _check_budget(reports, budget)
+
+
+def _optimize_entry(entry: Any, out: Path | None, *, run: bool, verify: bool) -> Any:
+    from mixflow.report.files import export_program, write_report
+
+    report = entry.report(run=run, verify=verify)
+    if out is not None:
+        artifact, why = export_program(entry, entry.examples)
+        if why:
+            click.echo(f"{entry.__name__}: no exported program: {why}", err=True)
+        folder = out / entry.__name__
+        try:
+            write_report(report, folder, artifact)
+        except OSError as error:
+            raise InputError(f"--out: cannot write to {folder}: {error.strerror}") from error
+    return report
+
+
+def _print_report(report: Any) -> None:
+    from mixflow.report.text import render
+
+    console = Console() if sys.stdout.isatty() else Console(width=120)
+    console.print(render(report), soft_wrap=True)
+
+
+def _check_budget(reports: list[Any], budget: int) -> None:
+    from mixflow.report.text import format_bytes
+
+    for report in reports:
+        needed = report.after.total_bytes
+        if needed > budget:
+            raise BudgetError(
+                f"{report.entry} needs {format_bytes(needed)} (arguments, results and "
+                f"temporaries), over the budget of {format_bytes(budget)}; {format_bytes(needed)} "
+                "is the least that these passes give: smaller batches or fewer steps would help"
+            )
+
+
+@cli.command()
+def passes() -> None:
+    """List the passes, what they do, and their options."""
+    from mixflow.passes import DEFAULT_PIPELINE, PASSES
+
+    table = Table("pass", "does", "options", show_lines=False)
+    for name, cls in PASSES.items():
+        options = ", ".join(f"{o.name}={o.default_value}" for o in get_pass_option_infos(cls))
+        table.add_row(name, _summary(cls), options if fields(cls) else "none")
+    console = Console() if sys.stdout.isatty() else Console(width=120)
+    console.print(table)
+    console.print(f"default: {DEFAULT_PIPELINE}", soft_wrap=True)
+
+
+def _summary(cls: type) -> str:
+    lines = (cls.__doc__ or "").strip().splitlines()
+    return lines[0] if lines and not lines[0].startswith(cls.__name__) else "xDSL's own"
+
+
+@contextmanager
+def _progress(message: str) -> Iterator[None]:
+    """A spinner on a terminal, nothing in a pipe."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(message):
+        yield
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line and exit: 0 fine, 1 a check failed, 2 the call or input was wrong."""
+    args = sys.argv[1:] if argv is None else argv
+    try:
+        code = cli.main(args, prog_name="mixflowc", standalone_mode=False)
+    except click.exceptions.Abort:
+        _fail("interrupted", _FAILED)
+    except click.ClickException as error:
+        _fail(error.format_message(), _WRONG_INPUT)
+    except Exception as error:
+        if "--debug" in args:
+            raise
+        _fail(_describe(error), _exit_code(error))
+    else:
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _describe(error: Exception) -> str:
+    from mixflow.runtime.entries import describe
+
+    if isinstance(error, MixflowError):
+        return " ".join(str(error).split())
+    return f"{describe(error)} (mixflowc --debug shows the traceback)"
+
+
+def _exit_code(error: Exception) -> int:
+    return _FAILED if isinstance(error, (BudgetError, VerificationError)) else _WRONG_INPUT
+
+
+def _fail(message: str, code: int) -> None:
+    click.echo(f"mixflowc: error: {message}", err=True)
+    sys.exit(code)

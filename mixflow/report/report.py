@@ -1,0 +1,155 @@
+"""One entry's report: figures before and after, rewrites, declines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mixflow.compiler.dialects.remarks import Remark
+from mixflow.report.text import render_markdown, render_text
+from mixflow.runtime.function import CompiledFunction, Options
+from mixflow.runtime.measure import Measurement, Program, concrete, measure
+from mixflow.runtime.target import measured_target
+from mixflow.runtime.verify import Verified, verify_results
+
+CHECKPOINTED_STEP = "canonicalize,cse,fuse-value-and-pullback,checkpoint-inner-loop"
+"""The baseline beside plain JAX: `jax.checkpoint` around the inner step, nothing else."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What mixflow did to a program.
+
+    Arguments:
+        entry: the function's name.
+        target: what of it was measured, in words.
+        jax: JAX's version.
+        backend: the platform that the figures are for.
+        before, after: figures of plain JAX and of the optimised program.
+        checkpointed: figures of plain JAX with a checkpointed step; None without an inner loop.
+        rewrites: what passes did.
+        declined: what was left alone, and why.
+        verified: the comparison of results; None where none was made.
+        programs: the compiled programs, for whoever writes them to files.
+    """
+
+    entry: str
+    target: str
+    jax: str
+    backend: str
+    before: Measurement
+    after: Measurement
+    checkpointed: Measurement | None
+    rewrites: tuple[Remark, ...]
+    declined: tuple[Remark, ...]
+    verified: Verified | None
+    programs: ReportedPrograms
+
+    @property
+    def rows(self) -> list[tuple[str, Measurement]]:
+        """The measured programs, by name."""
+        middle = [("plain JAX, checkpointed step", self.checkpointed)] if self.checkpointed else []
+        return [("plain JAX", self.before), *middle, ("mixflow", self.after)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form (design, section 10)."""
+        checkpointed = None if self.checkpointed is None else self.checkpointed.to_dict()
+        verified = None if self.verified is None else vars(self.verified)
+        return {
+            "entry": self.entry,
+            "target": self.target,
+            "jax": self.jax,
+            "backend": self.backend,
+            "before": self.before.to_dict(),
+            "checkpointed_step": checkpointed,
+            "after": self.after.to_dict(),
+            "rewrites": [{"pass": r.by, "at": r.at, "what": r.text} for r in self.rewrites],
+            "declined": [{"pass": r.by, "at": r.at, "why": r.text} for r in self.declined],
+            "verified": verified,
+        }
+
+    def to_markdown(self) -> str:
+        """For a pull request or a wiki."""
+        return render_markdown(self)
+
+    def __str__(self) -> str:
+        return render_text(self)
+
+
+@dataclass(frozen=True)
+class ReportedPrograms:
+    """The programs behind a report: compiled, and as IR text."""
+
+    before: Program
+    after: Program
+    ir_before: str
+    ir_after: str
+
+
+def make_report(
+    function: CompiledFunction,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    run: bool,
+    verify: bool,
+) -> Report:
+    """Compile the entry's meta-gradient three ways, and put the figures side by side.
+
+    Arguments:
+        function: the entry.
+        args, kwargs: arrays or `jax.ShapeDtypeStruct`; where something is run, shapes are
+            filled with small random numbers.
+        run: whether to time the programs.
+        verify: whether to compare plain and optimised results.
+    """
+    options = function.options
+    target, words = measured_target(function.fun, args, kwargs, options.jit)
+    plain = jax.jit(target, **options.jit)
+    optimised = CompiledFunction(target, Options(options.passes, options.assume_symmetric, False, options.jit))
+    before = measure(plain, args, kwargs, run=run)
+    after = measure(optimised, args, kwargs, run=run)
+    outcome = optimised.optimised(*args, **kwargs)
+    return Report(
+        entry=function.__name__,
+        target=words,
+        jax=jax.__version__,
+        backend=jax.default_backend(),
+        before=before.measurement,
+        after=after.measurement,
+        checkpointed=_checkpointed(target, options, args, kwargs, run=run),
+        rewrites=tuple(map(_short, outcome.rewrites)),
+        declined=tuple(map(_short, outcome.declines)),
+        verified=_verify(plain, optimised, args, kwargs) if verify else None,
+        programs=ReportedPrograms(
+            before, after, optimised.ir(*args, before=True, **kwargs), str(outcome.module)
+        ),
+    )
+
+
+def _checkpointed(
+    target: Any, options: Options, args: tuple[Any, ...], kwargs: dict[str, Any], *, run: bool
+) -> Measurement | None:
+    """Plain JAX with a checkpointed step, where there is a step."""
+    function = CompiledFunction(target, Options(passes=CHECKPOINTED_STEP, jit=options.jit))
+    if not function.optimised(*args, **kwargs).rewrites:
+        return None
+    return measure(function, args, kwargs, run=run).measurement
+
+
+def _verify(plain: Any, optimised: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Verified:
+    args, kwargs = concrete((args, kwargs))
+    result = optimised(*args, **kwargs)
+    return verify_results(result, plain(*args, **kwargs), plain, args, kwargs)
+
+
+def _short(remark: Remark) -> Remark:
+    """The remark with its file relative to here, where it is below."""
+    file, _, line = remark.at.rpartition(":")
+    path = Path(file)
+    if path.is_absolute() and path.is_relative_to(Path.cwd()):
+        file = str(path.relative_to(Path.cwd()))
+    return Remark(remark.by, remark.kind, remark.text, f"{file}:{line}" if file else remark.at)

@@ -1,0 +1,92 @@
+"""A report as a table on a terminal, and as markdown."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from mixflow.runtime.measure import Measurement
+
+if TYPE_CHECKING:
+    from mixflow.report.report import Report
+
+_HEADS = ("program", "temporaries", "ratio", "GFLOP", "equations", "compile", "run")
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+def format_bytes(count: float) -> str:
+    """A number of bytes with a binary unit and three digits."""
+    size = float(count)
+    for unit in _UNITS[:-1]:
+        if size < 1024:
+            return f"{size:.3g} {unit}" if size < 1000 else f"{size:.0f} {unit}"
+        size /= 1024
+    return f"{size:.3g} {_UNITS[-1]}"
+
+
+def _cells(name: str, row: Measurement, before: Measurement) -> tuple[str, ...]:
+    ratio = before.temp_bytes / row.temp_bytes if row.temp_bytes else float("inf")
+    return (
+        name,
+        format_bytes(row.temp_bytes),
+        f"{ratio:.2f}×",
+        "?" if row.flops is None else f"{row.flops / 1e9:.3g}",
+        f"{row.eqns}",
+        f"{row.compile_s:.1f} s",
+        "-" if row.run_s is None else f"{1e3 * row.run_s:.0f} ms",
+    )
+
+
+def render(report: Report) -> Group:
+    """The report for rich's console."""
+    title = f"{report.entry}: {report.target} (JAX {report.jax}, {report.backend})"
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for place, head in enumerate(_HEADS):
+        table.add_column(head, justify="left" if place == 0 else "right", no_wrap=True)
+    for name, row in report.rows:
+        table.add_row(*_cells(name, row, report.before))
+    return Group(table, *_remarks(report), *_verdict(report))
+
+
+def _remarks(report: Report) -> list[Text]:
+    lines = [Text("rewrites" if report.rewrites else "rewrites: none", style="bold")]
+    lines += [Text(f"  {r.at}  {r.by}: {r.text}") for r in report.rewrites]
+    if report.declined:
+        lines.append(Text("declined", style="bold"))
+        lines += [Text(f"  {r.at}  {r.by}: {r.text}") for r in report.declined]
+    return lines
+
+
+def _verdict(report: Report) -> list[Text]:
+    if report.verified is None:
+        return []
+    error, dtype = report.verified.max_rel_error, report.verified.dtype
+    return [Text(f"verified: results differ by at most {error:.1e} relative ({dtype})")]
+
+
+def render_text(report: Report) -> str:
+    """The report as plain text."""
+    console = Console(file=io.StringIO(), width=120, force_terminal=False)
+    console.print(render(report), soft_wrap=True)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def render_markdown(report: Report) -> str:
+    """The report as GitHub's markdown."""
+    lines = [f"### {report.entry}", "", f"{report.target}; JAX {report.jax}, {report.backend}", ""]
+    lines += [_row(_HEADS), _row(["---", *("---:" for _ in _HEADS[1:])])]
+    lines += [_row(_cells(name, row, report.before)) for name, row in report.rows]
+    for head, remarks in (("Rewrites", report.rewrites), ("Declined", report.declined)):
+        lines += ["", f"**{head}**", ""]
+        lines += [f"- `{r.at}` {r.by}: {r.text}" for r in remarks] or ["- none"]
+    lines += ["", *(text.plain for text in _verdict(report))]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _row(cells: list[str] | tuple[str, ...]) -> str:
+    return f"| {' | '.join(cells)} |"

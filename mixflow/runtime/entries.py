@@ -1,0 +1,87 @@
+"""Find the entries of a model file: its functions under `mixflow.compile` with example arguments."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
+
+from mixflow.errors import InputError
+from mixflow.runtime.function import CompiledFunction
+
+
+def load_entries(spec: str) -> list[CompiledFunction]:
+    """The entries that `MODEL.py` or `MODEL.py:NAME` names.
+
+    Raises:
+        InputError: no such file, it does not import, it has no such entry, or an entry lacks
+            example arguments.
+    """
+    path, name = _split(spec)
+    found = _entries(_import(path))
+    if not found:
+        raise InputError(f"{path} has no entry: decorate a function with @mixflow.compile")
+    if name is not None and name not in found:
+        raise InputError(f"{path} has no entry {name!r}; it has {', '.join(found)}")
+    chosen = list(found.items()) if name is None else [(name, found[name])]
+    for entry, function in chosen:
+        if not function.has_examples:
+            raise InputError(
+                f"{path}:{entry} has no example arguments: add a function that returns them, "
+                f"decorated with @{entry}.example_args"
+            )
+    return [function for _, function in chosen]
+
+
+def _split(spec: str) -> tuple[Path, str | None]:
+    path, name = Path(spec), None
+    if not path.exists() and ":" in spec:
+        file, _, name = spec.rpartition(":")
+        path = Path(file)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; give a Python file, or FILE.py:NAME")
+    if path.suffix != ".py":
+        raise InputError(f"{path} is not a Python file (.py)")
+    return path, name
+
+
+def _entries(module: ModuleType) -> dict[str, CompiledFunction]:
+    found: dict[str, CompiledFunction] = {}
+    for name, value in vars(module).items():
+        if isinstance(value, CompiledFunction) and value not in found.values():
+            found[name] = value
+    return found
+
+
+def _import(path: Path) -> ModuleType:
+    """Import a file as Python would run it, its folder first on the path."""
+    name = f"mixflow_model_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    sys.path.insert(0, str(path.resolve().parent))
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise InputError(f"{error.filename}:{error.lineno}: SyntaxError: {error.msg}") from error
+    except (Exception, SystemExit) as error:
+        raise InputError(f"{_place(error, path)}: {describe(error)}") from error
+    finally:
+        sys.path.remove(str(path.resolve().parent))
+    return module
+
+
+def _place(error: BaseException, path: Path) -> str:
+    """The last line of the model file that the error passed through."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename) == path]
+    return f"{path}:{lines[-1]}" if lines else str(path)
+
+
+def describe(error: BaseException) -> str:
+    """An exception in one line: its type and the first line of its message."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

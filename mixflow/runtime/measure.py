@@ -1,0 +1,109 @@
+"""What a compiled program costs, by XLA's own figures and by the clock."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import tree_map
+
+from mixflow.compiler.analysis.costs import program_cost
+
+_RUNS = 3
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Arguments:
+    temp_bytes: XLA's temporaries, in bytes.
+    flops: floating-point operations by mixflow's cost model, trip counts included; None where
+        a trip count is unknown.
+    eqns: equations of the program as JAX lowers it, derivatives spelled out.
+    compile_s: seconds to trace, lower and compile.
+    run_s: median seconds of a run; None where it was not run.
+    total_bytes: arguments + outputs + temporaries - aliased, in bytes.
+    """
+
+    temp_bytes: int
+    flops: float | None
+    eqns: int
+    compile_s: float
+    run_s: float | None
+    total_bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Program:
+    """A function that was compiled and measured.
+
+    Arguments:
+        lowered: what JAX lowered, for its StableHLO text.
+        compiled: the executable.
+        measurement: its figures.
+    """
+
+    lowered: jax.stages.Lowered
+    compiled: jax.stages.Compiled
+    measurement: Measurement
+
+
+def measure(jitted: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, run: bool) -> Program:
+    """Compile a function and take its figures.
+
+    Arguments:
+        jitted: has `.trace`, as `jax.jit(f)` and `mixflow.compile(f)` do.
+        args, kwargs: arrays or `jax.ShapeDtypeStruct`.
+        run: also time it; shapes are then filled with `concrete`.
+    """
+    start = time.perf_counter()
+    traced = jitted.trace(*args, **kwargs)
+    lowered = traced.lower()
+    compiled = lowered.compile()
+    compile_s = time.perf_counter() - start
+    memory: Any = compiled.memory_analysis()
+    cost = program_cost(traced.jaxpr)
+    total = (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        + memory.temp_size_in_bytes
+        - memory.alias_size_in_bytes
+    )
+    run_s = _median_run(compiled, *concrete((args, kwargs))) if run else None
+    temp = memory.temp_size_in_bytes
+    return Program(lowered, compiled, Measurement(temp, cost.flops, cost.eqns, compile_s, run_s, total))
+
+
+def _median_run(
+    compiled: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> float:
+    times: list[float] = []
+    for _ in range(_RUNS + 1):
+        start = time.perf_counter()
+        jax.block_until_ready(compiled(*args, **kwargs))
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])  # the first run warms up
+
+
+def concrete(tree: Any, seed: int = 0) -> Any:
+    """Arrays for shapes: small normal numbers, zeros for integers, a key for keys."""
+    return tree_map(lambda leaf: _concrete_leaf(leaf, seed), tree)
+
+
+def _concrete_leaf(leaf: Any, seed: int) -> Any:
+    if not isinstance(leaf, jax.ShapeDtypeStruct):
+        return leaf
+    key = jax.random.key(seed)
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jnp.broadcast_to(key, leaf.shape)
+    if jnp.issubdtype(leaf.dtype, jnp.inexact):
+        return 0.1 * jax.random.normal(key, leaf.shape, leaf.dtype)
+    return jnp.zeros(leaf.shape, leaf.dtype)

@@ -1,0 +1,58 @@
+"""What of an entry is measured: the whole meta-gradient."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import tree_flatten, tree_unflatten
+
+from mixflow.compiler.vjp_primitive import is_inexact, merge, partition
+
+
+def measured_target(
+    fun: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], jit: dict[str, Any]
+) -> tuple[Callable[..., Any], str]:
+    """A meta-loss becomes its value_and_grad; anything else is measured as written.
+
+    A meta-loss returns a real scalar, or a pair of one and auxiliary data; it is differentiated
+    in the inexact leaves of its first argument.
+
+    Arguments:
+        fun: the entry's function.
+        args, kwargs: arrays or `jax.ShapeDtypeStruct`.
+        jit: the entry's jit options, of which the static ones matter here.
+
+    Returns:
+        The function to measure, of the same arguments, and what it is in words.
+    """
+    static = {name: value for name, value in jit.items() if name.startswith("static_")}
+    result = jax.jit(fun, **static).eval_shape(*args, **kwargs)
+    has_aux = isinstance(result, tuple) and len(result) == 2 and _is_real_scalar(result[0])
+    has_point = args and any(is_inexact(jnp.asarray(x) if isinstance(x, (int, float)) else x)
+                             for x in tree_flatten(args[0])[0])
+    if not has_point or not (has_aux or _is_real_scalar(result)):
+        return fun, "as written"
+    return _meta_gradient(fun, has_aux), "value_and_grad in the first argument"
+
+
+def _is_real_scalar(result: Any) -> bool:
+    return getattr(result, "shape", None) == () and jnp.issubdtype(result.dtype, jnp.floating)
+
+
+def _meta_gradient(fun: Callable[..., Any], has_aux: bool) -> Callable[..., Any]:
+    @functools.wraps(fun)
+    def value_and_grad(first: Any, *rest: Any, **kwargs: Any) -> Any:
+        leaves, tree = tree_flatten(first)
+        active = [is_inexact(jax.typeof(leaf)) for leaf in leaves]
+        point, fixed = partition(active, leaves)
+
+        def objective(point: list[Any]) -> Any:
+            return fun(tree_unflatten(tree, merge(active, point, fixed)), *rest, **kwargs)
+
+        return jax.value_and_grad(objective, has_aux=has_aux)(point)
+
+    return value_and_grad
