@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, jaxprs_in_params, primitives
+from jax.extend.core import ClosedJaxpr, Var, jaxprs_in_params, primitives
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from mixflow.compiler.vjp_primitive import SYMBOLIC
 
@@ -43,19 +44,31 @@ class Cost:
 NOTHING = Cost(0.0, 0)
 
 
-def program_cost(jaxpr: Any) -> Cost:
-    """The cost of a jaxpr, its symbolic derivatives spelled out as XLA will run them.
+def program_cost(closed: ClosedJaxpr) -> Cost:
+    """The cost of a program, dead code left out and symbolic derivatives spelled out.
 
     Arguments:
-        jaxpr: open or closed, as `jax.make_jaxpr` returns it.
+        closed: as `jax.make_jaxpr` or `jax.jit(f).trace(...).jaxpr` gives it.
     """
-    return sum((_equation_cost(eqn) for eqn in jaxpr.eqns), NOTHING)
+    return _live_cost(closed, [True] * len(closed.jaxpr.outvars))
 
 
-def _equation_cost(eqn: Any) -> Cost:
+def _live_cost(closed: ClosedJaxpr, used: list[bool]) -> Cost:
+    jaxpr = closed.jaxpr
+    opened = jaxpr.replace(constvars=[], invars=[*jaxpr.constvars, *jaxpr.invars])
+    return _cost(dce_jaxpr(opened, used)[0])
+
+
+def _cost(jaxpr: Any) -> Cost:
+    read = {atom for eqn in jaxpr.eqns for atom in eqn.invars if isinstance(atom, Var)}
+    read |= {atom for atom in jaxpr.outvars if isinstance(atom, Var)}
+    return sum((_equation_cost(eqn, read) for eqn in jaxpr.eqns), NOTHING)
+
+
+def _equation_cost(eqn: Any, read: set[Var]) -> Cost:
     if eqn.primitive in SYMBOLIC:
-        return program_cost(spell_out(eqn))
-    nested = [program_cost(inner) for inner in jaxprs_in_params(eqn.params)]
+        return _live_cost(spell_out(eqn), [var in read for var in eqn.outvars])
+    nested = [_cost(inner) for inner in jaxprs_in_params(eqn.params)]
     if not nested:
         return Cost(_leaf_flops(eqn), 1)
     own = Cost(0.0, 1)
