@@ -29,13 +29,13 @@ def overhead(size: Size, repeats: int = 3) -> dict[str, Any]:
         size: of the reference program.
         repeats: pairs of runs; medians are reported.
     """
-    gradient = jax.value_and_grad(meta_loss(size))
+    loss = meta_loss(size)
     args = arguments(size)
     plain: list[float] = []
     optimised: list[float] = []
     for _ in range(repeats):
-        plain.append(_seconds(lambda: jax.jit(lambda *a: gradient(*a)), args))
-        optimised.append(_seconds(lambda: mixflow.compile(lambda *a: gradient(*a)), args))
+        plain.append(_seconds(lambda: jax.jit(jax.value_and_grad(loss)), args))
+        optimised.append(_seconds(lambda: mixflow.compile(jax.value_and_grad(loss)), args))
     medians = statistics.median(plain), statistics.median(optimised)
     return {
         "jax": jax.__version__,

@@ -1,6 +1,5 @@
 """mixflow: a compiler for differentiating through gradient steps."""
 
-from mixflow.compiler import vjp_batching as _vjp_batching  # registers the batching rules
 from mixflow.compiler.explicit import grad, value_and_grad, vjp
 from mixflow.errors import BudgetError, InputError, MixflowError, VerificationError
 from mixflow.runtime.backend import compiler_options

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import click
 from rich.console import Console
@@ -16,6 +15,13 @@ from rich.table import Table
 from xdsl.passes import get_pass_option_infos
 
 from mixflow.errors import BudgetError, InputError, MixflowError, VerificationError
+from mixflow.passes import DEFAULT_PIPELINE, PASSES
+from mixflow.report.files import export_program, write_report
+from mixflow.report.report import Report
+from mixflow.report.text import format_bytes, render
+from mixflow.runtime.budget import parse_budget
+from mixflow.runtime.entries import describe, load_entries
+from mixflow.runtime.function import CompiledFunction
 
 _FAILED, _WRONG_INPUT = 1, 2
 
@@ -44,11 +50,8 @@ def optimize(
     An entry is a function under @mixflow.compile with example arguments. A meta-loss (a scalar,
     or a scalar with auxiliary data) is measured as its value_and_grad in the first argument.
     """
-    from mixflow.runtime.budget import parse_budget
-    from mixflow.runtime.entries import load_entries
-
     budget = parse_budget(memory_budget) if memory_budget is not None else None
-    reports: list[Any] = []
+    reports: list[Report] = []
     for entry in load_entries(model):
         with _progress(f"{entry.__name__}: compiling"):
             reports.append(_optimize_entry(entry, out, run=measure, verify=verify))
@@ -60,12 +63,12 @@ def optimize(
         _check_budget(reports, budget)
 
 
-def _optimize_entry(entry: Any, out: Path | None, *, run: bool, verify: bool) -> Any:
-    from mixflow.report.files import export_program, write_report
-
+def _optimize_entry(
+    entry: CompiledFunction, out: Path | None, *, run: bool, verify: bool
+) -> Report:
     report = entry.report(run=run, verify=verify)
     if out is not None:
-        artifact, why = export_program(entry, entry.examples)
+        artifact, why = export_program(entry, entry.examples or ())
         if why:
             click.echo(f"{entry.__name__}: no exported program: {why}", err=True)
         folder = out / entry.__name__
@@ -76,16 +79,12 @@ def _optimize_entry(entry: Any, out: Path | None, *, run: bool, verify: bool) ->
     return report
 
 
-def _print_report(report: Any) -> None:
-    from mixflow.report.text import render
-
+def _print_report(report: Report) -> None:
     console = Console() if sys.stdout.isatty() else Console(width=120)
     console.print(render(report), soft_wrap=True)
 
 
-def _check_budget(reports: list[Any], budget: int) -> None:
-    from mixflow.report.text import format_bytes
-
+def _check_budget(reports: list[Report], budget: int) -> None:
     for report in reports:
         needed = report.after.total_bytes
         if needed > budget:
@@ -99,8 +98,6 @@ def _check_budget(reports: list[Any], budget: int) -> None:
 @cli.command()
 def passes() -> None:
     """List the passes, what they do, and their options."""
-    from mixflow.passes import DEFAULT_PIPELINE, PASSES
-
     table = Table("pass", "does", "options", show_lines=False)
     for name, cls in PASSES.items():
         options = ", ".join(f"{o.name}={o.default_value}" for o in get_pass_option_infos(cls))
@@ -116,7 +113,7 @@ def _summary(cls: type) -> str:
 
 
 @contextmanager
-def _progress(message: str) -> Iterator[None]:
+def _progress(message: str) -> Generator[None]:
     """A spinner on a terminal, nothing in a pipe."""
     console = Console(stderr=True)
     if not console.is_terminal:
@@ -144,8 +141,6 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _describe(error: Exception) -> str:
-    from mixflow.runtime.entries import describe
-
     if isinstance(error, MixflowError):
         return " ".join(str(error).split())
     return f"{describe(error)} (mixflowc --debug shows the traceback)"

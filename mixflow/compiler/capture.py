@@ -12,7 +12,7 @@ from __future__ import annotations
 import enum
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -20,14 +20,21 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.core
 from jax.extend.core import ClosedJaxpr
-from jax.tree_util import PyTreeDef, tree_flatten, tree_structure
+from jax.tree_util import tree_flatten, tree_structure
 
-from mixflow.compiler import jax_compat
+from mixflow.compiler import jax_compat, vjp_batching
 from mixflow.compiler.analysis.soundness import Suspect, custom_rules, find_suspects
 from mixflow.compiler.pullback import Pullback
 from mixflow.compiler.traced import TracedFunction, trace_function
-from mixflow.compiler.vjp_primitive import Differentiand, is_inexact, partition, primal_p
+from mixflow.compiler.vjp_primitive import (
+    Differentiand,
+    TreeDef,
+    is_inexact,
+    partition,
+    primal_p,
+)
 
 # Traces made under mixflow hold symbolic equations and must never be mixed up with JAX's own
 # cached traces of the same functions (nor with those of another capture, whose reasons would
@@ -64,7 +71,7 @@ class Capture:
         return self.assume_symmetric == "all" or suspect.name in self.assume_symmetric
 
     @contextmanager
-    def active(self) -> Iterator[None]:
+    def active(self) -> Generator[None]:
         """Capture every `jax.vjp` of this thread inside the block."""
         previous = _current.set(self)
         try:
@@ -77,7 +84,9 @@ class Capture:
         """Record that the `jax.vjp` being called is left to JAX."""
         self.declines.append(Decline("capture", format_location(_call_site()), why))
 
-    def vjp(self, fun: Callable[..., Any], *primals: Any, has_aux: bool = False, **other: Any) -> Any:
+    def vjp(
+        self, fun: Callable[..., Any], *primals: Any, has_aux: bool = False, **other: Any
+    ) -> Any:
         """`jax.vjp`, symbolic where it can be and JAX's own where it cannot."""
         call = functools.partial(jax_compat.VJP_OF_JAX, fun, *primals, has_aux=has_aux, **other)
         leaves, in_tree = tree_flatten(primals)
@@ -205,7 +214,7 @@ class Captured:
     """
 
     jaxpr: ClosedJaxpr
-    out_tree: PyTreeDef
+    out_tree: TreeDef
     declines: tuple[Decline, ...]
     num_captured: int
 
@@ -224,7 +233,7 @@ def capture(
         Whatever `fun` raises.
     """
     current = Capture(assume_symmetric)
-    out_tree: list[PyTreeDef] = []
+    out_tree: list[TreeDef] = []
 
     def flat(*leaves: Any) -> Any:
         result = fun(*leaves)
@@ -243,5 +252,6 @@ def _vjp_hook(fun: Callable[..., Any], *primals: Any, **kwargs: Any) -> Any:
     return capture.vjp(fun, *primals, **kwargs)
 
 
+vjp_batching.register()
 jax_compat.install_vjp_hook(_vjp_hook)
 jax_compat.hide_frames_of(f"{Path(__file__).parent.parent}{os.sep}")

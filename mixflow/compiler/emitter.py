@@ -19,6 +19,7 @@ from xdsl.ir import Operation, Region, SSAValue
 
 from mixflow.compiler.dialects import jaxpr as jx
 from mixflow.compiler.dialects import mixflow as mf
+from mixflow.compiler.dialects.attributes import aval_of
 from mixflow.compiler.importer import REGIONS, nested_jaxprs
 from mixflow.compiler.vjp_primitive import primal_p, vjp_p
 
@@ -46,7 +47,7 @@ class _Emitter:
 
     def __init__(self, region: Region) -> None:
         self._block = region.block
-        self._invars = [Var(arg.type.data) for arg in self._block.args]
+        self._invars = [Var(aval_of(arg)) for arg in self._block.args]
         self._atoms: dict[SSAValue, Any] = dict(zip(self._block.args, self._invars, strict=True))
         self._constvars: list[Var] = []
         self._consts: list[Any] = []
@@ -71,7 +72,7 @@ class _Emitter:
             case jx.YieldOp():
                 return
             case jx.LiteralOp():
-                self._atoms[op.output] = Literal(op.value.data.value, op.output.type.data)
+                self._atoms[op.output] = Literal(op.value.data.value, aval_of(op.output))
             case jx.ConstantOp():
                 self._constant(op)
             case mf.NameOp():
@@ -87,13 +88,13 @@ class _Emitter:
                 self._append(op, _template(op.info, op.params))
 
     def _constant(self, op: jx.ConstantOp) -> None:
-        var = Var(op.output.type.data)
+        var = Var(aval_of(op.output))
         self._constvars.append(var)
         self._consts.append(op.value.data.value)
         self._atoms[op.output] = var
 
     def _append(self, op: Operation, template: JaxprEqn) -> None:
-        outvars = [Var(result.type.data) for result in op.results]
+        outvars = [Var(aval_of(result)) for result in op.results]
         self._atoms.update(zip(op.results, outvars, strict=True))
         self._eqns.append(template.replace(invars=self._read(op.operands), outvars=outvars))
 
@@ -102,23 +103,23 @@ class _Emitter:
 
 
 def _debug_info(origin: Any, num_invars: int, num_outvars: int) -> Any:
+    if origin is None:
+        return None
     original = getattr(origin, "jaxpr", origin)
-    fits = original is not None and (
-        len(original.invars) == num_invars and len(original.outvars) == num_outvars
-    )
+    fits = (len(original.invars), len(original.outvars)) == (num_invars, num_outvars)
     return original.debug_info if fits else None
 
 
 def _template(info: Any, params: dict[str, Any]) -> JaxprEqn:
     """An equation with no operands yet."""
-    return JaxprEqn(
-        [], [], info.primitive, params, set(info.effects), info.source_info, info.ctx
-    )
+    return JaxprEqn([], [], info.primitive, params, set(info.effects), info.source_info, info.ctx)
 
 
 def _structured(op: jx.RegionOp | jx.CheckpointOp) -> JaxprEqn:
     """scan, while, cond, jit and the user's checkpoint: the same equation, other jaxprs."""
-    info = op.properties["equation"].data
+    equation = op.equation
+    assert equation is not None
+    info = equation.data
     names = REGIONS[info.primitive][1]
     originals = nested_jaxprs(info.params, names)
     emitted = iter(
@@ -128,7 +129,9 @@ def _structured(op: jx.RegionOp | jx.CheckpointOp) -> JaxprEqn:
     params = dict(info.params)
     for name in names:
         value = params[name]
-        params[name] = tuple(next(emitted) for _ in value) if isinstance(value, tuple) else next(emitted)
+        params[name] = (
+            tuple(next(emitted) for _ in value) if isinstance(value, tuple) else next(emitted)
+        )
     return _template(info, params)
 
 

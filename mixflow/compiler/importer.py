@@ -124,9 +124,9 @@ class _Importer:
             for atom in atoms
         ]
 
-    def _value(
-        self, block: Block, kind: type[Operation], value: Any, aval: Any
-    ) -> SSAValue:
-        op = kind.create(result_types=[self.type(aval)], properties={"value": ValueAttr(Constant(value))})
+    def _value(self, block: Block, kind: type[Operation], value: Any, aval: Any) -> SSAValue:
+        op = kind.create(
+            result_types=[self.type(aval)], properties={"value": ValueAttr(Constant(value))}
+        )
         block.add_op(op)
         return op.results[0]

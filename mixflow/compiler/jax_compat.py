@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from types import CodeType
+from types import CodeType, FunctionType
 from typing import Any
 
 import jax
@@ -135,13 +135,12 @@ def custom_rule(params: dict[str, Any]) -> Callable[..., Any] | None:
         if isinstance(rule, _linear_util.WrappedFun):
             rule = rule.f
             continue
-        code = getattr(rule, "__code__", None)
-        if not isinstance(code, CodeType):
+        if not isinstance(rule, FunctionType):
             return None
-        inner = _wrapped_variable(code)
+        inner = _wrapped_variable(rule.__code__)
         if inner is None:
             return rule
-        cells = dict(zip(code.co_freevars, rule.__closure__ or (), strict=True))
+        cells = dict(zip(rule.__code__.co_freevars, rule.__closure__ or (), strict=True))
         rule = cells[inner].cell_contents
 
 

@@ -51,9 +51,7 @@ def parse_passes(spec: str) -> PassPipeline:
         raise InputError(f"passes={spec!r} is malformed: {_first_line(error)}") from None
     unknown = [one.name for one in specs if one.name not in PASSES]
     if unknown:
-        raise InputError(
-            f"passes: there is no pass {unknown[0]!r}; there are {', '.join(PASSES)}"
-        )
+        raise InputError(f"passes: there is no pass {unknown[0]!r}; there are {', '.join(PASSES)}")
     try:
         passes: list[ModulePass] = [PASSES[one.name].from_spec(one) for one in specs]
     except (ValueError, TypeError) as error:
@@ -93,8 +91,6 @@ def optimise(captured: Captured, pipeline: PassPipeline, *, differentiated: bool
     rewrites = tuple(remark for remark in remarks if remark.kind != DECLINED)
     declines = tuple(remark for remark in remarks if remark.kind == DECLINED)
     return Optimised(emit_jaxpr(module), module, rewrites, (*missed, *declines))
-
-
 
 
 def import_only(captured: Captured) -> str:

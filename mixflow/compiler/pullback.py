@@ -6,12 +6,19 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.extend.core import take_current_trace, set_current_trace
+from jax.extend.core import set_current_trace, take_current_trace
 from jax.interpreters import ad
-from jax.tree_util import PyTreeDef, register_pytree_node, tree_flatten, tree_unflatten
+from jax.tree_util import register_pytree_node, tree_flatten, tree_unflatten
 
 from mixflow.compiler import jax_compat
-from mixflow.compiler.vjp_primitive import Differentiand, Values, merge, partition, vjp_p
+from mixflow.compiler.vjp_primitive import (
+    Differentiand,
+    TreeDef,
+    Values,
+    merge,
+    partition,
+    vjp_p,
+)
 
 
 class Pullback:
@@ -29,8 +36,8 @@ class Pullback:
         closure: Values,
         leaves: Values,
         active: tuple[bool, ...],
-        in_tree: PyTreeDef,
-        out_tree: PyTreeDef,
+        in_tree: TreeDef,
+        out_tree: TreeDef,
     ) -> None:
         self._function = function
         self._closure = closure
@@ -78,7 +85,9 @@ class Pullback:
             return None
         avals = self._function.jaxpr.out_avals[: len(flat)]
         carries = self._function.carries[: len(flat)]
-        fitted = [_fit(ct, aval, carry) for ct, aval, carry in zip(flat, avals, carries, strict=True)]
+        fitted = [
+            _fit(ct, aval, carry) for ct, aval, carry in zip(flat, avals, carries, strict=True)
+        ]
         if any(ct is None for ct in fitted):
             return None
         return partition(carries, fitted)[0]
@@ -118,7 +127,8 @@ def _flatten(pullback: Pullback) -> tuple[Any, Any]:
 
 def _unflatten(static: Any, children: Any) -> Pullback:
     function, active, in_tree, out_tree = static
-    return Pullback(function, *children, active, in_tree, out_tree)
+    closure, leaves = children
+    return Pullback(function, closure, leaves, active, in_tree, out_tree)
 
 
 register_pytree_node(Pullback, _flatten, _unflatten)

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.core
 from jax.extend.core import ClosedJaxpr
-from jax.tree_util import PyTreeDef, tree_flatten, tree_structure, tree_unflatten
+from jax.tree_util import tree_flatten, tree_structure, tree_unflatten
 
 from mixflow.compiler import jax_compat
-from mixflow.compiler.vjp_primitive import is_inexact, merge, partition
+from mixflow.compiler.vjp_primitive import TreeDef, is_inexact, merge, partition
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,8 @@ class TracedFunction:
     closure: list[Any]
     leaves: list[Any]
     active: tuple[bool, ...]
-    in_tree: PyTreeDef
-    out_tree: PyTreeDef
+    in_tree: TreeDef
+    out_tree: TreeDef
     rebuild_aux: Callable[[list[Any]], Any] | None
 
     @property
@@ -80,7 +81,7 @@ class TracedFunction:
 
 
 def trace_function(
-    fun: Callable[..., Any], leaves: list[Any], in_tree: PyTreeDef, has_aux: bool
+    fun: Callable[..., Any], leaves: list[Any], in_tree: TreeDef, has_aux: bool
 ) -> TracedFunction:
     """Trace `fun` at the types of its primals, whatever it closes over.
 
@@ -122,8 +123,11 @@ def trace_function(
 
 
 def _pair(result: Any) -> tuple[Any, Any]:
-    if isinstance(result, (tuple, list)) and len(result) == 2:
-        return result[0], result[1]
+    match result:
+        case (value, aux):
+            return value, aux
+        case _:
+            pass
     raise TypeError(
         "expected a pair (value, aux) from a function differentiated with has_aux=True, got "
         f"{tree_structure(result)}"
@@ -131,7 +135,7 @@ def _pair(result: Any) -> tuple[Any, Any]:
 
 
 def _aux_builder(
-    tree: PyTreeDef, traced: list[bool], static: list[Any]
+    tree: TreeDef, traced: list[bool], static: list[Any]
 ) -> Callable[[list[Any]], Any]:
     return lambda dynamic: tree_unflatten(tree, merge(traced, dynamic, static))
 

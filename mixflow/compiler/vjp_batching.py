@@ -164,11 +164,11 @@ def _pushforward_of_mapped_tangents(
 
 
 def _vmapped(call: Callable[..., Any], axis: Any, dims: Dims) -> Callable[..., Any]:
-    return jax.vmap(
-        call, in_axes=tuple(dims), axis_size=axis.size, spmd_axis_name=axis.spmd_name
-    )
+    return jax.vmap(call, in_axes=tuple(dims), axis_size=axis.size, spmd_axis_name=axis.spmd_name)
 
 
-batching.fancy_primitive_batchers[primal_p] = _primal_rule
-batching.fancy_primitive_batchers[vjp_p] = _vjp_rule
-batching.fancy_primitive_batchers[pushforward_p] = _pushforward_rule
+def register() -> None:
+    """Give the symbolic primitives their batching rules."""
+    batching.fancy_primitive_batchers[primal_p] = _primal_rule
+    batching.fancy_primitive_batchers[vjp_p] = _vjp_rule
+    batching.fancy_primitive_batchers[pushforward_p] = _pushforward_rule

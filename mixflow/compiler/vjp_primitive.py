@@ -36,6 +36,7 @@ from jax.interpreters import ad, mlir
 from mixflow.compiler import jax_compat
 
 Values = Sequence[Any]
+TreeDef = Any  # jax.tree_util.PyTreeDef has no type stub
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,8 +80,10 @@ class Differentiand:
     def split(self, operands: Values) -> tuple[list[Any], list[Any], list[Any]]:
         """Cut a flat list of operands into c, x and w."""
         stop = self.num_consts + self.num_points
-        return list(operands[: self.num_consts]), list(operands[self.num_consts : stop]), list(
-            operands[stop:]
+        return (
+            list(operands[: self.num_consts]),
+            list(operands[self.num_consts : stop]),
+            list(operands[stop:]),
         )
 
     def value_and_pullback(self, consts: Values, point: Values) -> tuple[list[Any], Any]:
@@ -157,7 +160,7 @@ def _vjp_abstract(*_: Any, function: Differentiand, with_value: bool) -> tuple[l
 def _vjp_jvp(
     primals: Values, tangents: Values, *, function: Differentiand, with_value: bool
 ) -> tuple[list[Any], list[Any]]:
-    params = {"function": function, "with_value": with_value}
+    params: dict[str, Any] = {"function": function, "with_value": with_value}
     if not function.symmetric:
         return _jvp_of(lambda *operands: _vjp(*operands, **params), primals, tangents)
     results = vjp_p.bind(*primals, **params)
@@ -306,8 +309,9 @@ def _symmetric_pullback(
     _, (outputs_dot, gradient_dot) = jax.jvp(
         value_and_gradient, (moving, weights), (partition(moves, point_bar)[0], weights_dot)
     )
-    w_bar = partition([carry for carry, keep in zip(function.carries, paired, strict=True) if keep],
-                      outputs_dot)[0]
+    w_bar = partition(
+        [carry for carry, keep in zip(function.carries, paired, strict=True) if keep], outputs_dot
+    )[0]
     return [
         *_spread(want_inputs, gradient_dot),
         *(bar if keep else None for bar, keep in zip(w_bar, want_w, strict=True)),
@@ -323,7 +327,9 @@ def _paired(paired: Sequence[bool], given: Values, function: Differentiand) -> l
     """What is given for each paired output of f, zeros of its type where that is None."""
     return [
         ad.zeros_like_aval(aval.to_ct_aval()) if value is None else value
-        for value, aval in partition(paired, list(zip(given, function.jaxpr.out_avals, strict=True)))[0]
+        for value, aval in partition(
+            paired, list(zip(given, function.jaxpr.out_avals, strict=True))
+        )[0]
     ]
 
 

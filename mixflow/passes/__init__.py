@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from xdsl.passes import ModulePass
-from xdsl.transforms.canonicalize import CanonicalizePass
 from xdsl.transforms.common_subexpression_elimination import CommonSubexpressionElimination
 from xdsl.transforms.dead_code_elimination import DeadCodeElimination
 
+from mixflow.passes.canonicalize import Canonicalize
 from mixflow.passes.checkpoint_inner_loop import CheckpointInnerLoop
 from mixflow.passes.forward_over_reverse import ForwardOverReverse
 from mixflow.passes.fuse_value_and_pullback import FuseValueAndPullback
@@ -15,7 +15,7 @@ from mixflow.passes.save_inner_gradients import SaveInnerGradients
 PASSES: dict[str, type[ModulePass]] = {
     cls.name: cls
     for cls in (
-        CanonicalizePass,
+        Canonicalize,
         CommonSubexpressionElimination,
         DeadCodeElimination,
         FuseValueAndPullback,

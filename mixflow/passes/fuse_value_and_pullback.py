@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from xdsl.context import Context
-from xdsl.dialects.builtin import ModuleOp
+from xdsl.dialects.builtin import ModuleOp, UnitAttr
 from xdsl.ir import Operation
 from xdsl.passes import ModulePass
 from xdsl.pattern_rewriter import (
@@ -16,8 +16,8 @@ from xdsl.pattern_rewriter import (
 )
 from xdsl.rewriter import InsertPoint
 
-from mixflow.compiler.dialects.canonicalization import with_value
 from mixflow.compiler.dialects.mixflow import PrimalOp, VjpOp
+from mixflow.compiler.dialects.remarks import move_remarks
 
 
 def find_primal(op: VjpOp) -> PrimalOp | None:
@@ -45,11 +45,22 @@ def cotangent_slice(op: VjpOp, primal: PrimalOp) -> list[Operation] | None:
         owner = pending.pop().owner
         if owner is primal:
             return None
-        is_later = isinstance(owner, Operation) and order[owner] > order[primal]
-        if is_later and owner not in found:
+        if isinstance(owner, Operation) and owner not in found and order[owner] > order[primal]:
             found.add(owner)
             pending.extend(owner.operands)
     return sorted(found, key=order.__getitem__)
+
+
+def with_value(op: VjpOp, primal: PrimalOp, rewriter: PatternRewriter) -> VjpOp:
+    """A pullback and the value of the same function at the same point, as one operation."""
+    fused = VjpOp.create(
+        operands=op.operands,
+        result_types=[*primal.result_types, *op.result_types],
+        properties={**op.properties, "with_value": UnitAttr()},
+        regions=[rewriter.move_region_contents_to_new_regions(op.body)],
+    )
+    move_remarks(op, fused)
+    return fused
 
 
 class FusePattern(RewritePattern):
@@ -65,9 +76,9 @@ class FusePattern(RewritePattern):
             return
         for other in needed:
             other.detach()
-            rewriter.insert_op(other, InsertPoint.before(primal))
+            rewriter.insert(other, InsertPoint.before(primal))
         fused = with_value(op, primal, rewriter)
-        rewriter.insert_op(fused, InsertPoint.before(primal))
+        rewriter.insert(fused, InsertPoint.before(primal))
         count = len(primal.results)
         rewriter.replace(primal, [], fused.results[:count])
         rewriter.replace(op, [], fused.results[count:])

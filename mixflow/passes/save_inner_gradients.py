@@ -54,8 +54,10 @@ class SaveGradients(RewritePattern):
     def _name(self, pullback: VjpOp, rewriter: PatternRewriter) -> None:
         for gradient in pullback.gradients:
             named = NameOp(gradient, LABEL)
-            rewriter.insert_op(named, InsertPoint.after(pullback))
-            gradient.replace_uses_with_if(named.output, lambda use, op=named: use.operation is not op)
+            rewriter.insert(named, InsertPoint.after(pullback))
+            gradient.replace_uses_with_if(
+                named.output, lambda use, op=named: use.operation is not op
+            )
         rewrote(pullback, SaveInnerGradients.name, "the gradient is saved, not computed again")
 
 

@@ -109,7 +109,9 @@ def make_report(
     options = function.options
     target, words = measured_target(function.fun, args, kwargs, options.jit)
     plain = jax.jit(target, **options.jit)
-    optimised = CompiledFunction(target, Options(options.passes, options.assume_symmetric, False, options.jit))
+    optimised = CompiledFunction(
+        target, Options(options.passes, options.assume_symmetric, False, options.jit)
+    )
     before = measure(plain, args, kwargs, run=run)
     after = measure(optimised, args, kwargs, run=run)
     outcome = optimised.optimised(*args, **kwargs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
@@ -15,17 +16,15 @@ if TYPE_CHECKING:
     from mixflow.report.report import Report
 
 _HEADS = ("program", "temporaries", "ratio", "GFLOP", "equations", "compile", "run")
+_KIBI = 1024
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 def format_bytes(count: float) -> str:
     """A number of bytes with a binary unit and three digits."""
-    size = float(count)
-    for unit in _UNITS[:-1]:
-        if size < 1024:
-            return f"{size:.3g} {unit}" if size < 1000 else f"{size:.0f} {unit}"
-        size /= 1024
-    return f"{size:.3g} {_UNITS[-1]}"
+    power = min(int(math.log(count, _KIBI)) if count >= 1 else 0, len(_UNITS) - 1)
+    size = count / _KIBI**power
+    return f"{float(f'{size:.3g}'):g} {_UNITS[power]}"
 
 
 def _cells(name: str, row: Measurement, before: Measurement) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Find the entries of a model file: its functions under `mixflow.compile` with example arguments."""
+"""Find the entries of a model file: compiled functions with example arguments."""
 
 from __future__ import annotations
 
@@ -59,7 +59,8 @@ def _import(path: Path) -> ModuleType:
     """Import a file as Python would run it, its folder first on the path."""
     name = f"mixflow_model_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     sys.path.insert(0, str(path.resolve().parent))

@@ -9,6 +9,7 @@ from types import MethodType
 from typing import TYPE_CHECKING, Any, overload
 
 import jax
+import jax.core
 from jax.tree_util import tree_flatten, tree_leaves, tree_unflatten
 
 from mixflow.compiler import jax_compat
@@ -64,6 +65,7 @@ class CompiledFunction:
 
     def __init__(self, fun: Callable[..., Any], options: Options) -> None:
         functools.update_wrapper(self, fun)
+        self.__name__: str = getattr(fun, "__name__", type(fun).__name__)
         self._fun = fun
         self._options = options
         self._pipeline = parse_passes(options.passes)
@@ -165,7 +167,8 @@ class CompiledFunction:
             run: also time the programs.
             verify: also compare their results.
         """
-        from mixflow.report.report import make_report
+        # Reports are built on compiled functions.
+        from mixflow.report.report import make_report  # noqa: PLC0415
 
         args = args or self.examples or ()
         return make_report(self, args, kwargs, run=run, verify=verify)
@@ -211,7 +214,9 @@ def compile(fun: Callable[..., Any], **options: Any) -> CompiledFunction: ...
 
 
 @overload
-def compile(fun: None = None, **options: Any) -> Callable[[Callable[..., Any]], CompiledFunction]: ...
+def compile(
+    fun: None = None, **options: Any
+) -> Callable[[Callable[..., Any]], CompiledFunction]: ...
 
 
 def compile(

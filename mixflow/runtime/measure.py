@@ -79,7 +79,9 @@ def measure(jitted: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, run: 
     )
     run_s = _median_run(compiled, *concrete((args, kwargs))) if run else None
     temp = memory.temp_size_in_bytes
-    return Program(lowered, compiled, Measurement(temp, cost.flops, cost.eqns, compile_s, run_s, total))
+    return Program(
+        lowered, compiled, Measurement(temp, cost.flops, cost.eqns, compile_s, run_s, total)
+    )
 
 
 def _median_run(

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import tree_flatten, tree_unflatten
+from jax.tree_util import tree_flatten, tree_leaves, tree_unflatten
 
 from mixflow.compiler.vjp_primitive import is_inexact, merge, partition
 
@@ -31,12 +31,15 @@ def measured_target(
     """
     static = {name: value for name, value in jit.items() if name.startswith("static_")}
     result = jax.jit(fun, **static).eval_shape(*args, **kwargs)
-    has_aux = isinstance(result, tuple) and len(result) == 2 and _is_real_scalar(result[0])
-    has_point = args and any(is_inexact(jnp.asarray(x) if isinstance(x, (int, float)) else x)
-                             for x in tree_flatten(args[0])[0])
-    if not has_point or not (has_aux or _is_real_scalar(result)):
+    if not args or not any(is_inexact(jax.typeof(leaf)) for leaf in tree_leaves(args[0])):
         return fun, "as written"
-    return _meta_gradient(fun, has_aux), "value_and_grad in the first argument"
+    match result:
+        case (value, _) if isinstance(result, tuple) and _is_real_scalar(value):
+            return _meta_gradient(fun, has_aux=True), "value_and_grad in the first argument"
+        case _ if _is_real_scalar(result):
+            return _meta_gradient(fun, has_aux=False), "value_and_grad in the first argument"
+        case _:
+            return fun, "as written"
 
 
 def _is_real_scalar(result: Any) -> bool:

@@ -14,6 +14,7 @@ from xdsl.ir import Operation, Region, SSAValue
 
 from mixflow.compiler.dialects import jaxpr as jx
 from mixflow.compiler.dialects import mixflow as mf
+from mixflow.compiler.dialects.attributes import aval_of
 from mixflow.compiler.vjp_primitive import is_inexact
 
 Flags = Sequence[bool]
@@ -71,10 +72,9 @@ class _Walker:
                 return self.region(op.regions[0], args)
             case mf.VjpOp():
                 return self._vjp(op, args)
-            case jx.LeafOp() if op.info.primitive.name == "stop_gradient":
-                return [False] * len(op.results)
             case _:
-                return [any(args)] * len(op.results)
+                blocks = isinstance(op, jx.LeafOp) and op.info.primitive.name == "stop_gradient"
+                return [any(args) and not blocks] * len(op.results)
 
     def _vjp(self, op: mf.VjpOp, args: Flags) -> Flags:
         if any(args):
@@ -110,5 +110,5 @@ class _Walker:
 
 
 def _has_derivative(value: SSAValue) -> bool:
-    assert isinstance(value.type, jx.AvalType)
-    return hasattr(value.type.data, "dtype") and is_inexact(value.type.data)
+    aval = aval_of(value)
+    return hasattr(aval, "dtype") and is_inexact(aval)

@@ -14,8 +14,11 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from mixflow.compiler.vjp_primitive import SYMBOLIC
 
 FREE = frozenset(
-    "broadcast_in_dim reshape squeeze transpose convert_element_type slice dynamic_slice rev "
-    "concatenate pad gather copy iota stop_gradient name bitcast_convert_type select_n".split()
+    {
+        *("broadcast_in_dim", "reshape", "squeeze", "transpose", "rev", "concatenate", "pad"),
+        *("slice", "dynamic_slice", "gather", "copy", "iota", "select_n", "name"),
+        *("convert_element_type", "bitcast_convert_type", "stop_gradient"),
+    }
 )
 """Primitives that move data and compute nothing."""
 
@@ -32,13 +35,16 @@ class Cost:
     eqns: int
 
     def __add__(self, other: Cost) -> Cost:
-        known = self.flops is not None and other.flops is not None
-        return Cost(self.flops + other.flops if known else None, self.eqns + other.eqns)
+        eqns = self.eqns + other.eqns
+        if self.flops is None or other.flops is None:
+            return Cost(None, eqns)
+        return Cost(self.flops + other.flops, eqns)
 
     def times(self, count: int | None) -> Cost:
         """The cost of running this `count` times, None meaning that nobody knows."""
-        known = self.flops is not None and count is not None
-        return Cost(self.flops * count if known else None, self.eqns)
+        if self.flops is None or count is None:
+            return Cost(None, self.eqns)
+        return Cost(self.flops * count, self.eqns)
 
 
 NOTHING = Cost(0.0, 0)

@@ -25,7 +25,9 @@ TRUSTED: dict[str, str] = {
     jax_compat.private("nn.functions._softmax"): "y·(ẋ - ⟨y, ẋ⟩) is softmax's derivative",
     "jax.numpy.logaddexp": "the rule is the derivative, stably written",
     "jax.numpy.logaddexp2": "the rule is the derivative, stably written",
-    jax_compat.private("numpy.ufuncs._sinc_maclaurin"): "each rule is the next Maclaurin coefficient",
+    jax_compat.private(
+        "numpy.ufuncs._sinc_maclaurin"
+    ): "each rule is the next Maclaurin coefficient",
     jax_compat.private("numpy.ufuncs._hypot"): "the rule is the derivative, guarded at 0",
     "jax.scipy.special.xlogy": "the rule is the derivative, extended to x = 0",
     "jax.scipy.special.xlog1py": "the rule is the derivative, extended to x = 0",

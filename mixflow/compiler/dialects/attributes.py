@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 from jax.extend.core import JaxprEqn, Primitive
-from xdsl.ir import Data, TypeAttribute
+from xdsl.ir import Data, SSAValue, TypeAttribute
 from xdsl.irdl import irdl_attr_definition
 from xdsl.parser import AttrParser
 from xdsl.printer import Printer
-from xdsl.utils.exceptions import ParseError
 
 from mixflow.compiler import jax_compat
 
@@ -26,7 +25,7 @@ class AvalType(TypeAttribute, Data[Any]):
 
     @classmethod
     def parse_parameter(cls, parser: AttrParser) -> Any:
-        raise _unparsable(parser)
+        parser.raise_error(UNPARSABLE)
 
     def print_parameter(self, printer: Printer) -> None:
         with printer.in_angle_brackets():
@@ -34,6 +33,12 @@ class AvalType(TypeAttribute, Data[Any]):
 
     def __str__(self) -> str:
         return self.data.str_short(short_dtypes=True)
+
+
+def aval_of(value: SSAValue) -> Any:
+    """JAX's abstract value for a value of the IR."""
+    assert isinstance(value.type, AvalType)
+    return value.type.data
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +132,7 @@ class _Payload(Data[Any]):
 
     @classmethod
     def parse_parameter(cls, parser: AttrParser) -> Any:
-        raise _unparsable(parser)
+        parser.raise_error(UNPARSABLE)
 
     def print_parameter(self, printer: Printer) -> None:
         with printer.in_angle_brackets():
@@ -155,8 +160,7 @@ class ValueAttr(_Payload):
     name = "jaxpr.value"
 
 
-def _unparsable(parser: AttrParser) -> ParseError:
-    return ParseError(parser.pos, "holds a JAX object: it is printed, and not read from text")
+UNPARSABLE = "holds a JAX object: it is printed, and not read from text"
 
 
 __all__ = ["AvalType", "Constant", "Equation", "EquationAttr", "FunctionAttr", "ValueAttr"]

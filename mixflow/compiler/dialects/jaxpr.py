@@ -26,21 +26,24 @@ from xdsl.irdl import (
     var_result_def,
 )
 from xdsl.parser import Parser
-from xdsl.pattern_rewriter import RewritePattern
 from xdsl.printer import Printer
 from xdsl.traits import (
     EffectInstance,
-    HasCanonicalizationPatternsTrait,
     IsolatedFromAbove,
     IsTerminator,
     MemoryEffect,
     MemoryEffectKind,
     Pure,
 )
-from xdsl.utils.exceptions import ParseError
 
 from mixflow.compiler import jax_compat
-from mixflow.compiler.dialects.attributes import AvalType, Equation, EquationAttr, ValueAttr
+from mixflow.compiler.dialects.attributes import (
+    UNPARSABLE,
+    AvalType,
+    Equation,
+    EquationAttr,
+    ValueAttr,
+)
 
 _EFFECT = frozenset({EffectInstance(MemoryEffectKind.WRITE)})
 
@@ -53,16 +56,6 @@ class EquationEffects(MemoryEffect):
         equation = op.properties.get("equation")
         has_effects = isinstance(equation, EquationAttr) and equation.data.effects
         return _EFFECT if has_effects else frozenset()
-
-
-class JitCanonicalization(HasCanonicalizationPatternsTrait):
-    """See `dialects/canonicalization.py`."""
-
-    @classmethod
-    def get_canonicalization_patterns(cls) -> tuple[RewritePattern, ...]:
-        from mixflow.compiler.dialects.canonicalization import InlineJitAroundDerivative
-
-        return (InlineJitAroundDerivative(),)
 
 
 class ReadableOp(IRDLOperation):
@@ -79,14 +72,14 @@ class ReadableOp(IRDLOperation):
 
     @classmethod
     def parse(cls, parser: Parser) -> Any:
-        raise ParseError(parser.pos, f"{cls.name} holds JAX objects: it is not read from text")
+        parser.raise_error(UNPARSABLE)
 
     def print(self, printer: Printer) -> None:
-        what = self.described()
-        printer.print_string(f" {what}" if what else "")
-        printer.print_string("(")
-        printer.print_list(self.operands, printer.print_ssa_value)
-        printer.print_string(")")
+        printer.print_string(f" {self.described()}".rstrip())
+        if self.operands:
+            printer.print_string("(")
+            printer.print_list(self.operands, printer.print_ssa_value)
+            printer.print_string(")")
         if "remarks" in self.attributes:
             printer.print_string(" ")
             printer.print_attribute(self.attributes["remarks"])
@@ -190,7 +183,7 @@ class JitOp(RegionOp):
     """A nested `jax.jit`."""
 
     name = "jaxpr.jit"
-    traits = traits_def(EquationEffects(), IsolatedFromAbove(), JitCanonicalization())
+    traits = traits_def(EquationEffects(), IsolatedFromAbove())
 
 
 @irdl_op_definition

@@ -15,22 +15,11 @@ from xdsl.irdl import (
     var_operand_def,
     var_result_def,
 )
-from xdsl.pattern_rewriter import RewritePattern
-from xdsl.traits import HasCanonicalizationPatternsTrait, IsolatedFromAbove, Pure
+from xdsl.traits import IsolatedFromAbove, Pure
 
-from mixflow.compiler.dialects.attributes import AvalType, EquationAttr, FunctionAttr
+from mixflow.compiler.dialects.attributes import AvalType, FunctionAttr
 from mixflow.compiler.dialects.jaxpr import EquationOp, ReadableOp
 from mixflow.compiler.vjp_primitive import Differentiand
-
-
-class VjpCanonicalization(HasCanonicalizationPatternsTrait):
-    """See `dialects/canonicalization.py`."""
-
-    @classmethod
-    def get_canonicalization_patterns(cls) -> tuple[RewritePattern, ...]:
-        from mixflow.compiler.dialects.canonicalization import DropUnusedValue
-
-        return (DropUnusedValue(),)
 
 
 class DerivativeOp(EquationOp):
@@ -78,7 +67,7 @@ class VjpOp(DerivativeOp):
     name = "mixflow.vjp"
     with_value = opt_prop_def(UnitAttr)
     self_adjoint = opt_prop_def(UnitAttr)
-    traits = traits_def(Pure(), IsolatedFromAbove(), VjpCanonicalization())
+    traits = traits_def(Pure(), IsolatedFromAbove())
 
     @property
     def gradients(self) -> tuple[SSAValue, ...]:

@@ -59,7 +59,9 @@ def move_remarks(source: Operation, target: Operation) -> None:
 
 def has_remark(op: Operation, by: str) -> bool:
     """Whether the pass `by` has dealt with the operation."""
-    return any(isinstance(remark, RemarkAttr) and remark.by.data == by for remark in _attributes(op))
+    return any(
+        isinstance(remark, RemarkAttr) and remark.by.data == by for remark in _attributes(op)
+    )
 
 
 def collect_remarks(root: Operation) -> Iterator[Remark]:

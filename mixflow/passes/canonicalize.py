@@ -1,11 +1,22 @@
-"""Canonicalisation patterns of the dialects' operations; xDSL's `canonicalize` applies them."""
+"""Simplify, so that later passes see less and match more."""
 
 from __future__ import annotations
 
-from xdsl.dialects.builtin import UnitAttr
-from xdsl.ir import Operation
-from xdsl.pattern_rewriter import PatternRewriter, RewritePattern, op_type_rewrite_pattern
+from dataclasses import dataclass
+
+from xdsl.context import Context
+from xdsl.dialects.builtin import ModuleOp
+from xdsl.ir import Operation, SSAValue
+from xdsl.passes import ModulePass
+from xdsl.pattern_rewriter import (
+    GreedyRewritePatternApplier,
+    PatternRewriter,
+    PatternRewriteWalker,
+    RewritePattern,
+    op_type_rewrite_pattern,
+)
 from xdsl.rewriter import InsertPoint
+from xdsl.transforms.dead_code_elimination import region_dce
 
 from mixflow.compiler.dialects import jaxpr as jx
 from mixflow.compiler.dialects import mixflow as mf
@@ -28,7 +39,7 @@ class InlineJitAroundDerivative(RewritePattern):
         results = list(yielded.operands)
         rewriter.erase(yielded)
         rewriter.inline_block(block, InsertPoint.before(op), op.operands)
-        operands = dict(zip(block.args, op.operands, strict=True))
+        operands: dict[SSAValue, SSAValue] = dict(zip(block.args, op.operands, strict=True))
         rewriter.replace(op, [], [operands.get(value, value) for value in results])
 
 
@@ -68,13 +79,12 @@ class DropUnusedValue(RewritePattern):
         rewriter.replace(op, alone, [*(None for _ in values), *alone.results])
 
 
-def with_value(op: mf.VjpOp, primal: mf.PrimalOp, rewriter: PatternRewriter) -> mf.VjpOp:
-    """A pullback and the value of the same function at the same point, as one operation."""
-    fused = mf.VjpOp.create(
-        operands=op.operands,
-        result_types=[*primal.result_types, *op.result_types],
-        properties={**op.properties, "with_value": UnitAttr()},
-        regions=[rewriter.move_region_contents_to_new_regions(op.body)],
-    )
-    move_remarks(op, fused)
-    return fused
+@dataclass(frozen=True)
+class Canonicalize(ModulePass):
+    """Dissolve plain jits around derivatives, drop values that nobody reads, and dead code."""
+
+    name = "canonicalize"
+
+    def apply(self, ctx: Context, op: ModuleOp) -> None:
+        patterns = GreedyRewritePatternApplier([InlineJitAroundDerivative(), DropUnusedValue()])
+        PatternRewriteWalker(patterns, post_walk_func=region_dce).rewrite_module(op)
