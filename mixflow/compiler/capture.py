@@ -26,15 +26,10 @@ from jax.tree_util import tree_flatten, tree_structure
 
 from mixflow.compiler import jax_compat, vjp_batching
 from mixflow.compiler.analysis.soundness import Suspect, custom_rules, find_suspects
+from mixflow.compiler.differentiand import Differentiand, TreeDef, is_inexact, partition
 from mixflow.compiler.pullback import Pullback
 from mixflow.compiler.traced import TracedFunction, trace_function
-from mixflow.compiler.vjp_primitive import (
-    Differentiand,
-    TreeDef,
-    is_inexact,
-    partition,
-    primal_p,
-)
+from mixflow.compiler.vjp_primitive import primal_p
 
 # Traces made under mixflow hold symbolic equations and must never be mixed up with JAX's own
 # cached traces of the same functions (nor with those of another capture, whose reasons would

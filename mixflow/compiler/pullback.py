@@ -11,14 +11,8 @@ from jax.interpreters import ad
 from jax.tree_util import register_pytree_node, tree_flatten, tree_unflatten
 
 from mixflow.compiler import jax_compat
-from mixflow.compiler.vjp_primitive import (
-    Differentiand,
-    TreeDef,
-    Values,
-    merge,
-    partition,
-    vjp_p,
-)
+from mixflow.compiler.differentiand import Differentiand, TreeDef, Values, merge, partition
+from mixflow.compiler.vjp_primitive import vjp_p
 
 
 class Pullback:

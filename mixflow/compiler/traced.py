@@ -12,7 +12,7 @@ from jax.extend.core import ClosedJaxpr
 from jax.tree_util import tree_flatten, tree_structure, tree_unflatten
 
 from mixflow.compiler import jax_compat
-from mixflow.compiler.vjp_primitive import TreeDef, is_inexact, merge, partition
+from mixflow.compiler.differentiand import TreeDef, is_inexact, merge, partition
 
 
 @dataclass(frozen=True)

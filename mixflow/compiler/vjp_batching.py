@@ -17,14 +17,8 @@ from jax.extend.core import Primitive
 from jax.interpreters import batching
 
 from mixflow.compiler import jax_compat
-from mixflow.compiler.vjp_primitive import (
-    Differentiand,
-    Values,
-    primal_p,
-    pushforward,
-    pushforward_p,
-    vjp_p,
-)
+from mixflow.compiler.differentiand import Differentiand, Values
+from mixflow.compiler.vjp_primitive import primal_p, pushforward, pushforward_p, vjp_p
 
 Dims = Sequence[int | None]
 

@@ -24,94 +24,21 @@ An equation whose `symmetric` is false never uses that rule: it differentiates a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
+from jax.extend.core import Primitive
 from jax.interpreters import ad, mlir
 
 from mixflow.compiler import jax_compat
-
-Values = Sequence[Any]
-TreeDef = Any  # jax.tree_util.PyTreeDef has no type stub
-
-
-@dataclass(frozen=True, eq=False)
-class Differentiand:
-    """The function that an equation differentiates. Two are equal when they are one object.
-
-    Arguments:
-        jaxpr: f, closed and without constants; its inputs are c, then x.
-        num_consts: the number of inputs that belong to c.
-        carries: for each output of f, whether a cotangent is given for it. Auxiliary and
-            integer outputs have none and are never differentiated in reverse.
-        symmetric: whether f's reverse-mode program is known to be a true gradient, so that the
-            pullback of its pullback may be taken as the pushforward of its pullback.
-        suspects: what speaks against that, for the report.
-        origin: file and line of the user's call.
-    """
-
-    jaxpr: ClosedJaxpr
-    num_consts: int
-    carries: tuple[bool, ...]
-    symmetric: bool
-    suspects: tuple[Any, ...] = ()
-    origin: tuple[str, int] | None = None
-    batched: dict[Any, Differentiand] = field(default_factory=dict, repr=False)
-
-    @cached_property
-    def call(self) -> Callable[..., list[Any]]:
-        """f as a Python function of the flat c and x."""
-        return jaxpr_as_fun(self.jaxpr)
-
-    @property
-    def num_points(self) -> int:
-        """The number of leaves of x."""
-        return len(self.jaxpr.in_avals) - self.num_consts
-
-    @property
-    def point_avals(self) -> list[Any]:
-        """The abstract values of x."""
-        return self.jaxpr.in_avals[self.num_consts :]
-
-    def split(self, operands: Values) -> tuple[list[Any], list[Any], list[Any]]:
-        """Cut a flat list of operands into c, x and w."""
-        stop = self.num_consts + self.num_points
-        return (
-            list(operands[: self.num_consts]),
-            list(operands[self.num_consts : stop]),
-            list(operands[stop:]),
-        )
-
-    def value_and_pullback(self, consts: Values, point: Values) -> tuple[list[Any], Any]:
-        """JAX's own `vjp` of f in x: the outputs of f, and a function of the flat w."""
-
-        def carried(*point: Any) -> tuple[list[Any], list[Any]]:
-            return partition(self.carries, self.call(*consts, *point))
-
-        outputs, pullback, rest = jax_compat.VJP_OF_JAX(carried, *point, has_aux=True)
-        return merge(self.carries, outputs, rest), lambda cotangents: pullback(list(cotangents))
-
-
-def partition(mask: Sequence[bool], items: Values) -> tuple[list[Any], list[Any]]:
-    """The items where the mask is true, and the others."""
-    chosen = [item for keep, item in zip(mask, items, strict=True) if keep]
-    return chosen, [item for keep, item in zip(mask, items, strict=True) if not keep]
-
-
-def merge(mask: Sequence[bool], chosen: Values, others: Values) -> list[Any]:
-    """Undo `partition`."""
-    first, second = iter(chosen), iter(others)
-    return [next(first) if keep else next(second) for keep in mask]
-
-
-def is_inexact(aval: Any) -> bool:
-    """Whether a value of this type has a derivative at all."""
-    return jnp.issubdtype(aval.dtype, jnp.inexact)
-
+from mixflow.compiler.differentiand import (
+    Differentiand,
+    Values,
+    is_inexact,
+    merge,
+    partition,
+    spread,
+)
 
 # --- primal[f] ---------------------------------------------------------------------------------
 
@@ -251,7 +178,7 @@ def _pushforward_transpose(
     """Section 5 of the design: the pullback of the pullback is the pushforward of the pullback."""
     primals, tangents = operands[: len(perturbed)], operands[len(perturbed) :]
     linear = [ad.is_undefined_primal(tangent) for tangent in tangents]
-    wanted = [bool(flag) for flag in _spread(perturbed, linear)]
+    wanted = [bool(flag) for flag in spread(perturbed, linear)]
     value_bar, point_bar = _split_cotangents(cotangents, function, with_value)
     transposed = _symmetric_pullback(function, primals, wanted, value_bar, point_bar)
     return [
@@ -292,7 +219,7 @@ def _symmetric_pullback(
     # φ pairs f with w. An output that carries no w joins it with w = 0 when the outer
     # differentiation reaches it: ẇ = s is what brings its first derivative in.
     paired = [carry or s is not None for carry, s in zip(function.carries, value_bar, strict=True)]
-    weights = _paired(paired, _spread(function.carries, cotangents), function)
+    weights = _paired(paired, spread(function.carries, cotangents), function)
     weights_dot = _paired(paired, value_bar, function)
     moves = [not isinstance(v, ad.Zero) for v in point_bar]
     moving, resting = partition(moves, point)
@@ -313,14 +240,9 @@ def _symmetric_pullback(
         [carry for carry, keep in zip(function.carries, paired, strict=True) if keep], outputs_dot
     )[0]
     return [
-        *_spread(want_inputs, gradient_dot),
+        *spread(want_inputs, gradient_dot),
         *(bar if keep else None for bar, keep in zip(w_bar, want_w, strict=True)),
     ]
-
-
-def _spread(mask: Sequence[bool], items: Values) -> list[Any]:
-    """The items in the places where the mask is true, None elsewhere."""
-    return merge(mask, items, [None] * (len(mask) - sum(mask)))
 
 
 def _paired(paired: Sequence[bool], given: Values, function: Differentiand) -> list[Any]:

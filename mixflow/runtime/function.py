@@ -14,8 +14,8 @@ from jax.tree_util import tree_flatten, tree_leaves, tree_unflatten
 
 from mixflow.compiler import jax_compat
 from mixflow.compiler.capture import Captured, capture, current_capture
+from mixflow.compiler.differentiand import merge, partition
 from mixflow.compiler.pipeline import Optimised, import_only, optimise, parse_passes
-from mixflow.compiler.vjp_primitive import merge, partition
 from mixflow.errors import InputError
 from mixflow.passes import DEFAULT_PIPELINE
 from mixflow.runtime.backend import compiler_options

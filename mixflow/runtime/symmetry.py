@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 from jax.tree_util import tree_flatten, tree_unflatten
 
 from mixflow.compiler import jax_compat
-from mixflow.compiler.vjp_primitive import is_inexact, merge, partition
+from mixflow.compiler.differentiand import is_inexact, merge, partition
 
 
 def check_symmetry(

@@ -15,7 +15,7 @@ from xdsl.ir import Operation, Region, SSAValue
 from mixflow.compiler.dialects import jaxpr as jx
 from mixflow.compiler.dialects import mixflow as mf
 from mixflow.compiler.dialects.attributes import aval_of
-from mixflow.compiler.vjp_primitive import is_inexact
+from mixflow.compiler.differentiand import is_inexact
 
 Flags = Sequence[bool]
 

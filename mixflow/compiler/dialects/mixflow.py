@@ -19,7 +19,7 @@ from xdsl.traits import IsolatedFromAbove, Pure
 
 from mixflow.compiler.dialects.attributes import AvalType, FunctionAttr
 from mixflow.compiler.dialects.jaxpr import EquationOp, ReadableOp
-from mixflow.compiler.vjp_primitive import Differentiand
+from mixflow.compiler.differentiand import Differentiand
 
 
 class DerivativeOp(EquationOp):
