@@ -12,111 +12,74 @@ from __future__ import annotations
 import enum
 import functools
 import os
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.core
-from jax.extend.core import ClosedJaxpr
+from jax.extend.core import ClosedJaxpr, jaxprs_in_params
 from jax.tree_util import tree_flatten, tree_structure
 
 from mixflow.compiler import jax_compat, vjp_batching
-from mixflow.compiler.analysis.soundness import Suspect, custom_rules, find_suspects
+from mixflow.compiler.analysis.soundness import custom_rules, find_suspects
 from mixflow.compiler.differentiand import Differentiand, TreeDef, is_inexact, partition
 from mixflow.compiler.pullback import Pullback
-from mixflow.compiler.traced import TracedFunction, trace_function
+from mixflow.compiler.recording import (
+    Decline,
+    Recording,
+    call_site,
+    current_recording,
+    format_location,
+)
+from mixflow.compiler.traced import TracedFunction, WrongResult, trace_function
 from mixflow.compiler.vjp_primitive import primal_p
 
-# Traces made under mixflow hold symbolic equations and must never be mixed up with JAX's own
-# cached traces of the same functions (nor with those of another capture, whose reasons would
-# then be missing from this one's report): the value is part of JAX's trace-cache key.
-_trace_key = jax.make_user_context(default_value=None)
+
+def captured_vjp(
+    recording: Recording,
+    fun: Callable[..., Any],
+    *primals: Any,
+    has_aux: bool = False,
+    **other: Any,
+) -> Any:
+    """`jax.vjp`, symbolic where it can be and JAX's own where it cannot."""
+    call = functools.partial(jax_compat.VJP_OF_JAX, fun, *primals, has_aux=has_aux, **other)
+    leaves, in_tree = tree_flatten(primals)
+    reason = _unsuitable(fun, leaves, other)
+    if reason:
+        recording.decline(reason)
+        return call()
+    try:
+        traced = trace_function(fun, leaves, in_tree, has_aux)
+    except WrongResult:
+        return call()  # JAX says what is wrong
+    except _NEEDS_VALUES:
+        # Under plain JAX a concrete point may steer Python; if it cannot, JAX says so.
+        recording.decline("the function uses the value of its argument in Python")
+        return call()
+    return _bind(recording, traced, call)
 
 
-@dataclass(frozen=True)
-class Decline:
-    """Something that was left as it was, with where and why."""
-
-    stage: str
-    at: str
-    why: str
-
-
-@dataclass(eq=False)
-class Capture:
-    """One trace under mixflow.
-
-    Arguments:
-        assume_symmetric: "all", or the names of functions whose custom rules the user vouches
-            for (`docs/derivative-rule.md`).
-        declines: filled while tracing: what was not captured, and why.
-        num_captured: filled while tracing: the number of `jax.vjp` calls that were captured.
-    """
-
-    assume_symmetric: str | tuple[str, ...] = ()
-    declines: list[Decline] = field(default_factory=list)
-    num_captured: int = 0
-
-    def trusts(self, suspect: Suspect) -> bool:
-        """Whether the user vouches for a custom rule."""
-        return self.assume_symmetric == "all" or suspect.name in self.assume_symmetric
-
-    @contextmanager
-    def active(self) -> Generator[None]:
-        """Capture every `jax.vjp` of this thread inside the block."""
-        previous = _current.set(self)
-        try:
-            with _trace_key(self):
-                yield
-        finally:
-            _current.reset(previous)
-
-    def decline(self, why: str) -> None:
-        """Record that the `jax.vjp` being called is left to JAX."""
-        self.declines.append(Decline("capture", format_location(_call_site()), why))
-
-    def vjp(
-        self, fun: Callable[..., Any], *primals: Any, has_aux: bool = False, **other: Any
-    ) -> Any:
-        """`jax.vjp`, symbolic where it can be and JAX's own where it cannot."""
-        call = functools.partial(jax_compat.VJP_OF_JAX, fun, *primals, has_aux=has_aux, **other)
-        leaves, in_tree = tree_flatten(primals)
-        reason = _unsuitable(leaves, other)
-        if reason:
-            self.decline(reason)
-            return call()
-        try:
-            traced = trace_function(fun, leaves, in_tree, has_aux)
-        except _NEEDS_VALUES:
-            # Under plain JAX a concrete point may steer Python; if it cannot, JAX says so.
-            self.decline("the function uses the value of its argument in Python")
-            return call()
-        return self._bind(traced, call)
-
-    def _bind(self, traced: TracedFunction, call: Callable[[], Any]) -> Any:
-        suspects = tuple(s for s in find_suspects(traced.jaxpr) if not self.trusts(s))
-        function = Differentiand(
-            traced.jaxpr, len(traced.consts), traced.carries, not suspects, suspects, _call_site()
-        )
-        reason = _impure(traced)
-        if reason:
-            self.decline(reason)
-            return traced.differentiate()
-        replay = _replay(traced, function)
-        if replay is not Replay.ANYWHERE:
-            self.decline("a custom rule closes over values of the enclosing trace")
-            return traced.differentiate() if replay is Replay.HERE else call()
-        self.num_captured += 1
-        outputs = primal_p.bind(*traced.consts, *traced.point, function=function)
-        pullback = Pullback(
-            function, traced.closure, traced.leaves, traced.active, traced.in_tree, traced.out_tree
-        )
-        value, aux = traced.unflatten(outputs)
-        return value, pullback, *aux
+def _bind(recording: Recording, traced: TracedFunction, call: Callable[[], Any]) -> Any:
+    suspects = tuple(s for s in find_suspects(traced.jaxpr) if not recording.trusts(s))
+    function = Differentiand(
+        traced.jaxpr, len(traced.consts), traced.carries, not suspects, suspects, call_site()
+    )
+    reason = _impure(traced)
+    if reason:
+        recording.decline(reason)
+        return traced.differentiate()
+    replay = _replay(traced, function)
+    if replay is not Replay.ANYWHERE:
+        recording.decline("a custom rule closes over values of the enclosing trace")
+        return traced.differentiate() if replay is Replay.HERE else call()
+    recording.num_captured += 1
+    outputs = primal_p.bind(*traced.consts, *traced.point, function=function)
+    pullback = Pullback(function, traced.layout, traced.closure, traced.leaves)
+    value, aux = traced.unflatten(outputs)
+    return value, pullback, *aux
 
 
 # What JAX raises when traced code asks for a concrete value.
@@ -128,8 +91,10 @@ _NEEDS_VALUES = (
 )
 
 
-def _unsuitable(leaves: list[Any], other: dict[str, Any]) -> str | None:
+def _unsuitable(fun: Any, leaves: list[Any], other: dict[str, Any]) -> str | None:
     """Why a call of `jax.vjp` is left to JAX before anything is traced, or None."""
+    if not callable(fun):
+        return "what is to be differentiated is not callable"
     if other:
         return f"jax.vjp was given {', '.join(other)}"
     try:
@@ -180,21 +145,22 @@ def _replay(traced: TracedFunction, function: Differentiand) -> Replay:
     return Replay.HERE if closes_over else Replay.ANYWHERE
 
 
-_current: ContextVar[Capture | None] = ContextVar("mixflow_capture", default=None)
-
-
-def current_capture() -> Capture | None:
-    """The capture that this thread is tracing under, if any."""
-    return _current.get()
-
-
-def format_location(location: tuple[str, int] | None) -> str:
-    """`file:line`, or a word where JAX kept no traceback."""
-    return "<unknown>" if location is None else f"{location[0]}:{location[1]}"
-
-
-def _call_site() -> tuple[str, int] | None:
-    return jax_compat.source_location(jax_compat.current_source_info())
+def _unseen_derivatives(jaxpr: Any) -> Iterator[Decline]:
+    """A warning where a program was differentiated and no `jax.vjp` of it was seen."""
+    for eqn in jaxpr.eqns:
+        if "transpose(" in str(eqn.source_info.name_stack):
+            at = format_location(jax_compat.source_location(eqn.source_info))
+            why = (
+                "the program differentiates, but not through a jax.vjp that mixflow saw: one "
+                "bound before mixflow was imported, as by `from jax import vjp`, is not seen"
+            )
+            yield Decline("capture", at, why)
+            return
+        for inner in jaxprs_in_params(eqn.params):
+            found = list(_unseen_derivatives(inner))
+            if found:
+                yield from found
+                return
 
 
 @dataclass(frozen=True)
@@ -227,7 +193,7 @@ def capture(
     Raises:
         Whatever `fun` raises.
     """
-    current = Capture(assume_symmetric)
+    recording = Recording(assume_symmetric)
     out_tree: list[TreeDef] = []
 
     def flat(*leaves: Any) -> Any:
@@ -235,16 +201,18 @@ def capture(
         out_tree.append(tree_structure(result))
         return result
 
-    with current.active():
+    with recording.active():
         jaxpr = jax.make_jaxpr(flat)(*leaves)
-    return Captured(jaxpr, out_tree[-1], tuple(current.declines), current.num_captured)
+    if not recording.num_captured and not recording.declines:
+        recording.declines.extend(_unseen_derivatives(jaxpr))
+    return Captured(jaxpr, out_tree[-1], tuple(recording.declines), recording.num_captured)
 
 
 def _vjp_hook(fun: Callable[..., Any], *primals: Any, **kwargs: Any) -> Any:
-    capture = _current.get()
-    if capture is None:
+    recording = current_recording()
+    if recording is None:
         return jax_compat.VJP_OF_JAX(fun, *primals, **kwargs)
-    return capture.vjp(fun, *primals, **kwargs)
+    return captured_vjp(recording, fun, *primals, **kwargs)
 
 
 vjp_batching.register()

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 from jax.ad_checkpoint import checkpoint_name, checkpoint_policies
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+from jax.extend.core import ClosedJaxpr, DebugInfo, Jaxpr, JaxprEqn, Literal, Var
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.dialects.func import FuncOp
 from xdsl.ir import Operation, Region, SSAValue
@@ -24,10 +24,14 @@ from mixflow.compiler.importer import REGIONS, nested_jaxprs
 from mixflow.compiler.vjp_primitive import primal_p, vjp_p
 
 
-def emit_jaxpr(module: ModuleOp) -> ClosedJaxpr:
-    """The closed jaxpr of a module's function, as the passes left it."""
-    function = main_function(module)
-    return _emit_region(function.body, None)
+def emit_jaxpr(module: ModuleOp, origin: ClosedJaxpr) -> ClosedJaxpr:
+    """The closed jaxpr of a module's function, as the passes left it.
+
+    Arguments:
+        module: the IR.
+        origin: what it was imported from; lends its debug information.
+    """
+    return _emit_region(main_function(module).body, origin)
 
 
 def main_function(module: ModuleOp) -> FuncOp:
@@ -103,11 +107,12 @@ class _Emitter:
 
 
 def _debug_info(origin: Any, num_invars: int, num_outvars: int) -> Any:
-    if origin is None:
-        return None
+    """The original's, for a region that has one: passes keep its inputs and outputs."""
     original = getattr(origin, "jaxpr", origin)
-    fits = (len(original.invars), len(original.outvars)) == (num_invars, num_outvars)
-    return original.debug_info if fits else None
+    if original is not None and len(original.invars) == num_invars:
+        return original.debug_info
+    names, paths = ("",) * num_invars, ("",) * num_outvars
+    return DebugInfo("mixflow", "checkpoint of a step", names, paths)
 
 
 def _template(info: Any, params: dict[str, Any]) -> JaxprEqn:

@@ -9,11 +9,11 @@ from typing import Any
 
 import jax
 
-from mixflow.compiler.capture import Capture, current_capture
+from mixflow.compiler.recording import Recording, current_recording
 
 
 def _capturing() -> AbstractContextManager[Any]:
-    return nullcontext() if current_capture() else Capture().active()
+    return nullcontext() if current_recording() else Recording().active()
 
 
 def vjp(fun: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:

@@ -130,7 +130,10 @@ def custom_rule(params: dict[str, Any]) -> Callable[..., Any] | None:
     chain is followed through wrappers that are recognised by their code object; the first
     function that is no such wrapper is the rule. Anything unexpected gives None.
     """
-    rule = params.get("jvp_jaxpr_fun")
+    return _unwrapped(params.get("jvp_jaxpr_fun"))
+
+
+def _unwrapped(rule: Any) -> FunctionType | None:
     while True:
         if isinstance(rule, _linear_util.WrappedFun):
             rule = rule.f
@@ -152,6 +155,9 @@ def _wrapped_variable(code: CodeType) -> str | None:
         "_memoize.<locals>.memoized": "fn",
         "DynamicJaxprTrace.process_custom_jvp_call.<locals>.jvp_jaxpr_thunk": "jvp",
         "lift_jvp.<locals>.jvp": "jvp_jaxpr_fun",
+        "DynamicJaxprTrace.process_custom_vjp_call.<locals>.fwd_jaxpr_from_zeros": "fwd",
+        "lift_fwd.<locals>.fwd": "fwd_jaxpr_thunk",
+        "custom_gradient.<locals>.fwd": "fun",
     }
     return wrappers.get(code.co_qualname)
 
@@ -159,8 +165,12 @@ def _wrapped_variable(code: CodeType) -> str | None:
 def rule_name(params: dict[str, Any]) -> tuple[str, str]:
     """Name and `file:line` of the function that a custom rule was given for.
 
-    They come from debug information: good for a report, no proof of anything.
+    They come from debug information: good for a report, no proof of anything. JAX 0.10 names
+    what `custom_gradient` made after its own wrapper; the user's function is inside.
     """
     described = params["call_jaxpr"].debug_info.func_src_info or "<unknown>"
     name, _, place = described.partition(" at ")
-    return name, place
+    inner = _unwrapped(params.get("fwd_jaxpr_thunk")) if name == "wrapped_fun" else None
+    if inner is None:
+        return name, place
+    return inner.__name__, f"{inner.__code__.co_filename}:{inner.__code__.co_firstlineno}"

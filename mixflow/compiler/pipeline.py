@@ -90,7 +90,7 @@ def optimise(captured: Captured, pipeline: PassPipeline, *, differentiated: bool
     remarks = list(collect_remarks(module))
     rewrites = tuple(remark for remark in remarks if remark.kind != DECLINED)
     declines = tuple(remark for remark in remarks if remark.kind == DECLINED)
-    return Optimised(emit_jaxpr(module), module, rewrites, (*missed, *declines))
+    return Optimised(emit_jaxpr(module, captured.jaxpr), module, rewrites, (*missed, *declines))
 
 
 def import_only(captured: Captured) -> str:

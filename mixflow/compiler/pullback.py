@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -10,8 +11,9 @@ from jax.extend.core import set_current_trace, take_current_trace
 from jax.interpreters import ad
 from jax.tree_util import register_pytree_node, tree_flatten, tree_unflatten
 
-from mixflow.compiler import jax_compat
-from mixflow.compiler.differentiand import Differentiand, TreeDef, Values, merge, partition
+from mixflow.compiler.differentiand import Differentiand, Values, merge, partition
+from mixflow.compiler.recording import current_recording
+from mixflow.compiler.traced import TracedFunction
 from mixflow.compiler.vjp_primitive import vjp_p
 
 
@@ -25,20 +27,11 @@ class Pullback:
     """
 
     def __init__(
-        self,
-        function: Differentiand,
-        closure: Values,
-        leaves: Values,
-        active: tuple[bool, ...],
-        in_tree: TreeDef,
-        out_tree: TreeDef,
+        self, function: Differentiand, layout: TracedFunction, closure: Values, leaves: Values
     ) -> None:
         self._function = function
-        self._closure = closure
-        self._leaves = leaves
-        self._active = active
-        self._in_tree = in_tree
-        self._out_tree = out_tree
+        self._layout = layout
+        self._traced = replace(layout, closure=list(closure), leaves=list(leaves))
         self._ordinary_pullback: Any = None
         with take_current_trace() as trace:
             self._trace = trace
@@ -60,12 +53,12 @@ class Pullback:
             is_deeper = trace is not self._trace
         if cotangents is None or is_deeper:
             return self._ordinary(out_ct, *extra)
-        point, others = partition(self._active, self._leaves)
-        point_bar = vjp_p.bind(
-            *self._closure, *others, *point, *cotangents, function=self._function, with_value=False
-        )
-        none = [np.zeros(np.shape(leaf), jax.dtypes.float0) for leaf in others]
-        return tree_unflatten(self._in_tree, merge(self._active, point_bar, none))
+        traced = self._traced
+        operands = (*traced.consts, *traced.point, *cotangents)
+        point_bar = vjp_p.bind(*operands, function=self._function, with_value=False)
+        inactive = partition(traced.active, traced.leaves)[1]
+        none = [np.zeros(np.shape(leaf), jax.dtypes.float0) for leaf in inactive]
+        return tree_unflatten(traced.in_tree, merge(traced.active, point_bar, none))
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -75,7 +68,7 @@ class Pullback:
     def _flat_cotangents(self, out_ct: Any) -> list[Any] | None:
         """The cotangents w of the outputs that carry one, or None where something does not fit."""
         flat, tree = tree_flatten(out_ct, is_leaf=lambda leaf: isinstance(leaf, ad.Zero))
-        if tree != self._out_tree:
+        if tree != self._traced.out_tree:
             return None
         avals = self._function.jaxpr.out_avals[: len(flat)]
         carries = self._function.carries[: len(flat)]
@@ -90,15 +83,15 @@ class Pullback:
     def _ordinary(self) -> Any:
         """JAX's own pullback of f at the same point, made in the trace of the capture."""
         if self._ordinary_pullback is None:
+            recording = current_recording()
+            if recording is not None:
+                recording.decline(
+                    "the pullback is called in a deeper trace than it was made in (a loop, or a "
+                    "vmap over cotangents alone): it stays JAX's own and shares one forward pass"
+                )
             with set_current_trace(self._trace):
-                primals = tree_unflatten(self._in_tree, self._leaves)
-                _, self._ordinary_pullback = jax_compat.VJP_OF_JAX(self._replay, *primals)
+                self._ordinary_pullback = self._traced.differentiate()[1]
         return self._ordinary_pullback
-
-    def _replay(self, *primals: Any) -> Any:
-        point, others = partition(self._active, tree_flatten(primals)[0])
-        outputs = self._function.call(*self._closure, *others, *point)
-        return tree_unflatten(self._out_tree, outputs[: self._out_tree.num_leaves])
 
 
 def _fit(cotangent: Any, aval: Any, carries: bool) -> Any:
@@ -115,14 +108,14 @@ def _fit(cotangent: Any, aval: Any, carries: bool) -> Any:
 
 def _flatten(pullback: Pullback) -> tuple[Any, Any]:
     state = pullback.__dict__
-    static = ("_function", "_active", "_in_tree", "_out_tree")
-    return (state["_closure"], state["_leaves"]), tuple(state[name] for name in static)
+    traced = state["_traced"]
+    return (traced.closure, traced.leaves), (state["_function"], state["_layout"])
 
 
 def _unflatten(static: Any, children: Any) -> Pullback:
-    function, active, in_tree, out_tree = static
+    function, layout = static
     closure, leaves = children
-    return Pullback(function, closure, leaves, active, in_tree, out_tree)
+    return Pullback(function, layout, closure, leaves)
 
 
 register_pytree_node(Pullback, _flatten, _unflatten)

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.core
 from jax.extend.core import ClosedJaxpr
-from jax.tree_util import tree_flatten, tree_structure, tree_unflatten
+from jax.tree_util import tree_flatten, tree_unflatten
 
 from mixflow.compiler import jax_compat
 from mixflow.compiler.differentiand import TreeDef, is_inexact, merge, partition
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TracedFunction:
     """A traced function together with the point it was traced at.
 
     Arguments:
+        fun: the user's function, which is not called again; it gives its name to messages.
         jaxpr: its inputs are the closed-over values, the inactive leaves (integers, keys), and
             the active leaves, in this order; its outputs the value's leaves, then those leaves
             of the auxiliary data that depend on the trace.
@@ -31,6 +33,7 @@ class TracedFunction:
         rebuild_aux: auxiliary data from its leaves in the jaxpr; None without `has_aux`.
     """
 
+    fun: Callable[..., Any]
     jaxpr: ClosedJaxpr
     closure: list[Any]
     leaves: list[Any]
@@ -38,6 +41,11 @@ class TracedFunction:
     in_tree: TreeDef
     out_tree: TreeDef
     rebuild_aux: Callable[[list[Any]], Any] | None
+
+    @property
+    def layout(self) -> TracedFunction:
+        """The same without its values, which then holds no tracers."""
+        return replace(self, closure=[], leaves=[])
 
     @property
     def point(self) -> list[Any]:
@@ -68,6 +76,7 @@ class TracedFunction:
         """JAX's own `vjp` of the traced function: the user's is not called a second time."""
         has_aux = self.rebuild_aux is not None
 
+        @functools.wraps(self.fun)
         def replay(*primals: Any) -> Any:
             chosen, others = partition(self.active, tree_flatten(primals)[0])
             outputs = jax.core.eval_jaxpr(
@@ -78,6 +87,10 @@ class TracedFunction:
 
         primals = tree_unflatten(self.in_tree, self.leaves)
         return jax_compat.VJP_OF_JAX(replay, *primals, has_aux=has_aux)
+
+
+class WrongResult(Exception):
+    """A function returned what `jax.vjp` refuses."""
 
 
 def trace_function(
@@ -92,7 +105,7 @@ def trace_function(
         has_aux: whether `fun` returns a pair of a value and auxiliary data.
 
     Raises:
-        TypeError: `has_aux` is set and `fun` did not return a pair.
+        WrongResult: `fun` did not return arrays, or with `has_aux` a pair.
         Whatever `fun` raises.
     """
     seen: dict[str, Any] = {}
@@ -101,6 +114,8 @@ def trace_function(
         result = fun(*tree_unflatten(in_tree, leaves))
         value, aux = _pair(result) if has_aux else (result, None)
         outputs, seen["out_tree"] = tree_flatten(value)
+        if not all(map(_is_array, outputs)):
+            raise WrongResult
         aux_leaves, aux_tree = tree_flatten(aux)
         # Only tracers become outputs: Python scalars, strings and arrays stay what they are.
         traced = [isinstance(leaf, jax.core.Tracer) for leaf in aux_leaves]
@@ -112,6 +127,7 @@ def trace_function(
     closed = jax.make_jaxpr(flat)(*leaves)
     active = tuple(is_inexact(aval) for aval in closed.in_avals)
     return TracedFunction(
+        fun,
         _with_point_last(closed, active),
         list(closed.consts),
         leaves,
@@ -127,11 +143,15 @@ def _pair(result: Any) -> tuple[Any, Any]:
         case (value, aux):
             return value, aux
         case _:
-            pass
-    raise TypeError(
-        "expected a pair (value, aux) from a function differentiated with has_aux=True, got "
-        f"{tree_structure(result)}"
-    )
+            raise WrongResult
+
+
+def _is_array(value: Any) -> bool:
+    try:
+        jax.typeof(value)
+    except TypeError:
+        return False
+    return True
 
 
 def _aux_builder(

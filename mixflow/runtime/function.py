@@ -13,9 +13,10 @@ import jax.core
 from jax.tree_util import tree_flatten, tree_leaves, tree_unflatten
 
 from mixflow.compiler import jax_compat
-from mixflow.compiler.capture import Captured, capture, current_capture
+from mixflow.compiler.capture import Captured, capture
 from mixflow.compiler.differentiand import merge, partition
 from mixflow.compiler.pipeline import Optimised, import_only, optimise, parse_passes
+from mixflow.compiler.recording import current_recording
 from mixflow.errors import InputError
 from mixflow.passes import DEFAULT_PIPELINE
 from mixflow.runtime.backend import compiler_options
@@ -70,16 +71,9 @@ class CompiledFunction:
         self._options = options
         self._pipeline = parse_passes(options.passes)
         self._example: Callable[[], Any] | None = None
-        self._top = jax.jit(
-            self._staged(differentiated=False),
-            compiler_options=compiler_options() or None,
-            **options.jit,
-        )
-        # Compiler options belong to the outermost jit, which is somebody else's here.
-        self._nested = jax.jit(self._staged(differentiated=True), **options.jit)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if current_capture() is not None:
+        if current_recording() is not None:
             return self._fun(*args, **kwargs)  # part of a larger program, optimised as a whole
         leaves = tree_leaves((args, kwargs))
         if jax_compat.is_tracing() or any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
@@ -93,6 +87,18 @@ class CompiledFunction:
 
     def __repr__(self) -> str:
         return f"mixflow.compile({getattr(self._fun, '__qualname__', self._fun)})"
+
+    @functools.cached_property
+    def _top(self) -> Any:
+        """The jit for calls from outside. Made late: asking for the backend starts it."""
+        options = compiler_options() or None
+        staged = self._staged(differentiated=False)
+        return jax.jit(staged, compiler_options=options, **self._options.jit)
+
+    @functools.cached_property
+    def _nested(self) -> Any:
+        """The jit inside other traces: compiler options belong to the outermost one."""
+        return jax.jit(self._staged(differentiated=True), **self._options.jit)
 
     @property
     def fun(self) -> Callable[..., Any]:

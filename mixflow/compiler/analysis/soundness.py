@@ -23,12 +23,11 @@ TRUSTED: dict[str, str] = {
     "jax.nn.relu6": "as relu",
     "jax.nn.log1mexp": "the rule is the derivative of log(1 - exp(-x)), stably written",
     jax_compat.private("nn.functions._softmax"): "y·(ẋ - ⟨y, ẋ⟩) is softmax's derivative",
-    "jax.numpy.logaddexp": "the rule is the derivative, stably written",
-    "jax.numpy.logaddexp2": "the rule is the derivative, stably written",
+    jax_compat.private("lax.other.logaddexp"): "the rule is the derivative, stably written",
+    jax_compat.private("lax.other.logaddexp2"): "the rule is the derivative, stably written",
     jax_compat.private(
         "numpy.ufuncs._sinc_maclaurin"
     ): "each rule is the next Maclaurin coefficient",
-    jax_compat.private("numpy.ufuncs._hypot"): "the rule is the derivative, guarded at 0",
     "jax.scipy.special.xlogy": "the rule is the derivative, extended to x = 0",
     "jax.scipy.special.xlog1py": "the rule is the derivative, extended to x = 0",
     jax_compat.private("scipy.special._xlogx"): "the rule is the derivative, extended to x = 0",

@@ -1,0 +1,79 @@
+"""What a thread records while it traces under mixflow."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+import jax
+
+from mixflow.compiler import jax_compat
+from mixflow.compiler.analysis.soundness import Suspect
+
+# Traces made under mixflow hold symbolic equations and must never be mixed up with JAX's own
+# cached traces of the same functions (nor with those of another recording, whose reasons would
+# then be missing from this one's report): the value is part of JAX's trace-cache key.
+_trace_key = jax.make_user_context(default_value=None)
+
+
+@dataclass(frozen=True)
+class Decline:
+    """Something that was left as it was, with where and why."""
+
+    stage: str
+    at: str
+    why: str
+
+
+@dataclass(eq=False)
+class Recording:
+    """One trace under mixflow.
+
+    Arguments:
+        assume_symmetric: "all", or the names of functions whose custom rules the user vouches
+            for (`docs/derivative-rule.md`).
+        declines: filled while tracing: what was left to JAX, and why.
+        num_captured: filled while tracing: how many `jax.vjp` calls became symbolic.
+    """
+
+    assume_symmetric: str | tuple[str, ...] = ()
+    declines: list[Decline] = field(default_factory=list)
+    num_captured: int = 0
+
+    def trusts(self, suspect: Suspect) -> bool:
+        """Whether the user vouches for a custom rule."""
+        return self.assume_symmetric == "all" or suspect.name in self.assume_symmetric
+
+    @contextmanager
+    def active(self) -> Generator[None]:
+        """Capture every `jax.vjp` of this thread inside the block."""
+        previous = _current.set(self)
+        try:
+            with _trace_key(self):
+                yield
+        finally:
+            _current.reset(previous)
+
+    def decline(self, why: str) -> None:
+        """Record that what the user's code is calling is left to JAX."""
+        self.declines.append(Decline("capture", format_location(call_site()), why))
+
+
+_current: ContextVar[Recording | None] = ContextVar("mixflow_recording", default=None)
+
+
+def current_recording() -> Recording | None:
+    """The recording that this thread is tracing under, if any."""
+    return _current.get()
+
+
+def call_site() -> tuple[str, int] | None:
+    """File and line of the user's code that is running, or None where JAX cannot tell."""
+    return jax_compat.source_location(jax_compat.current_source_info())
+
+
+def format_location(location: tuple[str, int] | None) -> str:
+    """`file:line`, or a word where there is none."""
+    return "<unknown>" if location is None else f"{location[0]}:{location[1]}"
