@@ -65,7 +65,13 @@ def captured_vjp(
 def _bind(recording: Recording, traced: TracedFunction, call: Callable[[], Any]) -> Any:
     suspects = tuple(s for s in find_suspects(traced.jaxpr) if not recording.trusts(s))
     function = Differentiand(
-        traced.jaxpr, len(traced.consts), traced.carries, not suspects, suspects, call_site()
+        traced.jaxpr,
+        len(traced.consts),
+        traced.carries,
+        symmetric=not suspects,
+        custom=any(custom_rules(traced.jaxpr)),
+        suspects=suspects,
+        origin=call_site(),
     )
     reason = _impure(traced)
     if reason:
@@ -130,7 +136,7 @@ def _replay(traced: TracedFunction, function: Differentiand) -> Replay:
     A rule may close over tracers: of the enclosing traces, which live as long as the user's code
     runs, or of the function's own trace, which is over.
     """
-    if not any(custom_rules(traced.jaxpr)):
+    if not function.custom:
         return Replay.ANYWHERE
 
     def differentiate(consts: list[Any], point: list[Any]) -> Any:
@@ -141,8 +147,10 @@ def _replay(traced: TracedFunction, function: Differentiand) -> Replay:
         jaxpr = jax.make_jaxpr(differentiate)(traced.consts, traced.point)
     except jax.errors.UnexpectedTracerError:
         return Replay.NOWHERE
-    closes_over = any(isinstance(const, jax.core.Tracer) for const in jaxpr.consts)
-    return Replay.HERE if closes_over else Replay.ANYWHERE
+    tracers = [const for const in jaxpr.consts if isinstance(const, jax.core.Tracer)]
+    if any(jax_compat.trace_of(tracer) is traced.trace for tracer in tracers):
+        return Replay.NOWHERE
+    return Replay.HERE if tracers else Replay.ANYWHERE
 
 
 def _unseen_derivatives(jaxpr: Any) -> Iterator[Decline]:

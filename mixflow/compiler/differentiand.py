@@ -27,6 +27,7 @@ class Differentiand:
             integer outputs have none and are never differentiated in reverse.
         symmetric: whether f's reverse-mode program is known to be a true gradient, so that the
             pullback of its pullback may be taken as the pushforward of its pullback.
+        custom: whether f holds custom rules that mixflow does not know, vouched for or not.
         suspects: what speaks against that, for the report.
         origin: file and line of the user's call.
     """
@@ -35,6 +36,7 @@ class Differentiand:
     num_consts: int
     carries: tuple[bool, ...]
     symmetric: bool
+    custom: bool = False
     suspects: tuple[Any, ...] = ()
     origin: tuple[str, int] | None = None
     batched: dict[Any, Differentiand] = field(default_factory=dict, repr=False)

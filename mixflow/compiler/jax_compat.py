@@ -100,6 +100,14 @@ def scan_layout(params: dict[str, Any]) -> tuple[int, int]:
     return len(consts), len(carry)
 
 
+def trace_of(tracer: Any) -> Any:
+    """The trace that a tracer belongs to.
+
+    Why private: tracers have no public account of their trace.
+    """
+    return tracer._trace
+
+
 def is_tracing() -> bool:
     """Whether this thread is inside a JAX trace (a jit, grad or vmap that is being traced).
 

@@ -38,6 +38,11 @@ class Optimised:
     rewrites: tuple[Remark, ...]
     declines: tuple[Remark, ...]
 
+    @property
+    def text(self) -> str:
+        """The IR as text, or the jaxpr's where the IR could not hold the program."""
+        return str(self.jaxpr if self.module is None else self.module)
+
 
 def parse_passes(spec: str) -> PassPipeline:
     """A pipeline from its text in xDSL's syntax: `name{option=value},name`.

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import jax.core
-from jax.extend.core import ClosedJaxpr
+from jax.extend.core import ClosedJaxpr, take_current_trace
 from jax.tree_util import tree_flatten, tree_unflatten
 
 from mixflow.compiler import jax_compat
@@ -31,6 +31,7 @@ class TracedFunction:
         in_tree: the primals' structure, a tuple.
         out_tree: the value's structure.
         rebuild_aux: auxiliary data from its leaves in the jaxpr; None without `has_aux`.
+        trace: the trace that is now over; a custom rule may hold on to its tracers.
     """
 
     fun: Callable[..., Any]
@@ -41,11 +42,12 @@ class TracedFunction:
     in_tree: TreeDef
     out_tree: TreeDef
     rebuild_aux: Callable[[list[Any]], Any] | None
+    trace: Any = None
 
     @property
     def layout(self) -> TracedFunction:
         """The same without its values, which then holds no tracers."""
-        return replace(self, closure=[], leaves=[])
+        return replace(self, closure=[], leaves=[], trace=None)
 
     @property
     def point(self) -> list[Any]:
@@ -111,6 +113,8 @@ def trace_function(
     seen: dict[str, Any] = {}
 
     def flat(*leaves: Any) -> list[Any]:
+        with take_current_trace() as trace:
+            seen["trace"] = trace
         result = fun(*tree_unflatten(in_tree, leaves))
         value, aux = _pair(result) if has_aux else (result, None)
         outputs, seen["out_tree"] = tree_flatten(value)
@@ -135,6 +139,7 @@ def trace_function(
         in_tree,
         seen["out_tree"],
         _aux_builder(*seen["aux"]) if has_aux else None,
+        seen["trace"],
     )
 
 

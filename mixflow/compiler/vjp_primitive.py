@@ -49,9 +49,10 @@ primal_p.multiple_results = True
 @primal_p.def_impl
 def _primal(*operands: Any, function: Differentiand) -> list[Any]:
     consts, point, _ = function.split(operands)
-    if function.symmetric:
+    if not function.custom:
         return function.call(*consts, *point)
-    # A custom rule's forward may differ from its function: the value is jax.vjp's.
+    # A custom rule's forward may differ from its function, and forward mode knows no custom_vjp
+    # but inside of a vjp: the value is the one that jax.vjp gives.
     return function.value_and_pullback(consts, point)[0]
 
 
@@ -223,12 +224,15 @@ def _symmetric_pullback(
     weights_dot = _paired(paired, value_bar, function)
     moves = [not isinstance(v, ad.Zero) for v in point_bar]
     moving, resting = partition(moves, point)
+    # A custom_vjp has no forward mode but inside of a vjp: what moves is differentiated too.
+    forced = [False] * len(consts) + [move and function.custom for move in moves]
+    is_active = [want or force for want, force in zip(want_inputs, forced, strict=True)]
 
     def value_and_gradient(moving: list[Any], weights: list[Any]) -> Any:
-        active, fixed = partition(want_inputs, [*consts, *merge(moves, moving, resting)])
+        active, fixed = partition(is_active, [*consts, *merge(moves, moving, resting)])
 
         def restricted(*active: Any) -> list[Any]:
-            return partition(paired, function.call(*merge(want_inputs, active, fixed)))[0]
+            return partition(paired, function.call(*merge(is_active, active, fixed)))[0]
 
         outputs, pullback = jax_compat.VJP_OF_JAX(restricted, *active)
         return outputs, pullback(weights)
@@ -239,8 +243,9 @@ def _symmetric_pullback(
     w_bar = partition(
         [carry for carry, keep in zip(function.carries, paired, strict=True) if keep], outputs_dot
     )[0]
+    inputs_bar = spread(is_active, gradient_dot)
     return [
-        *spread(want_inputs, gradient_dot),
+        *(bar if keep else None for bar, keep in zip(inputs_bar, want_inputs, strict=True)),
         *(bar if keep else None for bar, keep in zip(w_bar, want_w, strict=True)),
     ]
 

@@ -127,7 +127,7 @@ def make_report(
         declined=tuple(map(_short, outcome.declines)),
         verified=_verify(plain, optimised, args, kwargs) if verify else None,
         programs=ReportedPrograms(
-            before, after, optimised.ir(*args, before=True, **kwargs), str(outcome.module)
+            before, after, optimised.ir(*args, before=True, **kwargs), outcome.text
         ),
     )
 

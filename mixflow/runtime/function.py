@@ -163,7 +163,7 @@ class CompiledFunction:
         """The IR as text, after the passes, or `before` them."""
         if before:
             return import_only(self._captured(args, kwargs))
-        return str(self.optimised(*args, **kwargs).module)
+        return self.optimised(*args, **kwargs).text
 
     def report(self, *args: Any, run: bool = False, verify: bool = False, **kwargs: Any) -> Report:
         """What mixflow did, and what it is worth: see `mixflow.report.Report`.

@@ -73,7 +73,7 @@ def _cost(jaxpr: Any) -> Cost:
 
 def _equation_cost(eqn: Any, read: set[Var]) -> Cost:
     if eqn.primitive in SYMBOLIC:
-        return _live_cost(spell_out(eqn), [var in read for var in eqn.outvars])
+        return _derivative_cost(eqn, [var in read for var in eqn.outvars])
     nested = [_cost(inner) for inner in jaxprs_in_params(eqn.params)]
     if not nested:
         return Cost(_leaf_flops(eqn), 1)
@@ -85,6 +85,14 @@ def _equation_cost(eqn: Any, read: set[Var]) -> Cost:
     if eqn.primitive is primitives.cond_p:
         return own + _worst(nested)
     return own + sum(nested, NOTHING)
+
+
+def _derivative_cost(eqn: Any, used: list[bool]) -> Cost:
+    try:
+        plain = spell_out(eqn)
+    except NameError:  # a mesh axis that exists only inside of its shard_map
+        return Cost(None, len(eqn.params["function"].jaxpr.eqns))
+    return _live_cost(plain, used)
 
 
 def _worst(branches: list[Cost]) -> Cost:
