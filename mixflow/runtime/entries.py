@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import sysconfig
 import traceback
 from pathlib import Path
 from types import ModuleType
@@ -69,20 +70,32 @@ def _import(path: Path) -> ModuleType:
     except SyntaxError as error:
         raise InputError(f"{error.filename}:{error.lineno}: SyntaxError: {error.msg}") from error
     except (Exception, SystemExit) as error:
-        raise InputError(f"{_place(error, path)}: {describe(error)}") from error
+        raise InputError(describe(error, path)) from error
     finally:
         sys.path.remove(str(path.resolve().parent))
     return module
 
 
-def _place(error: BaseException, path: Path) -> str:
-    """The last line of the model file that the error passed through."""
+def describe(error: BaseException, path: Path | None = None) -> str:
+    """An exception in one line: where in the user's code, its type, and its first line.
+
+    Arguments:
+        error: as it was caught.
+        path: what to name where the traceback has no line of the user's.
+    """
     frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if Path(frame.filename) == path]
-    return f"{path}:{lines[-1]}" if lines else str(path)
-
-
-def describe(error: BaseException) -> str:
-    """An exception in one line: its type and the first line of its message."""
+    mine = [frame for frame in frames if _is_users(frame.filename)]
+    place = f"{_relative(mine[-1].filename)}:{mine[-1].lineno}: " if mine else ""
+    place = f"{path}: " if path is not None and not mine else place
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return place + (f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__)
+
+
+def _is_users(filename: str) -> bool:
+    libraries = (str(Path(__file__).parents[1]), sysconfig.get_path("stdlib"), "<")
+    return "site-packages" not in filename and not filename.startswith(libraries)
+
+
+def _relative(filename: str) -> str:
+    path = Path(filename)
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
