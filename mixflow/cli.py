@@ -12,10 +12,10 @@ from pathlib import Path
 import click
 from rich.console import Console
 from rich.table import Table
-from xdsl.passes import get_pass_option_infos
+from xdsl.passes import ModulePass, get_pass_option_infos
 
 from mixflow.errors import BudgetError, InputError, MixflowError, VerificationError
-from mixflow.passes import DEFAULT_PIPELINE, PASSES
+from mixflow.passes import DEFAULT_PIPELINE, OF_XDSL, PASSES
 from mixflow.report.files import export_program, write_report
 from mixflow.report.report import Report
 from mixflow.report.text import format_bytes, render
@@ -68,7 +68,7 @@ def _optimize_entry(
 ) -> Report:
     report = entry.report(run=run, verify=verify)
     if out is not None:
-        artifact, why = export_program(entry, entry.examples or ())
+        artifact, why = export_program(report.programs.optimised, entry.examples or ())
         if why:
             click.echo(f"{entry.__name__}: no exported program: {why}", err=True)
         folder = out / entry.__name__
@@ -87,11 +87,13 @@ def _print_report(report: Report) -> None:
 def _check_budget(reports: list[Report], budget: int) -> None:
     for report in reports:
         needed = report.after.total_bytes
+        name, least = min(report.rows, key=lambda row: row[1].total_bytes)
         if needed > budget:
             raise BudgetError(
                 f"{report.entry} needs {format_bytes(needed)} (arguments, results and "
-                f"temporaries), over the budget of {format_bytes(budget)}; {format_bytes(needed)} "
-                "is the least that these passes give: smaller batches or fewer steps would help"
+                f"temporaries), over the budget of {format_bytes(budget)}; the least here is "
+                f"{format_bytes(least.total_bytes)} ({name}), and smaller batches or fewer steps "
+                "would help"
             )
 
 
@@ -107,9 +109,8 @@ def passes() -> None:
     console.print(f"default: {DEFAULT_PIPELINE}", soft_wrap=True)
 
 
-def _summary(cls: type) -> str:
-    lines = (cls.__doc__ or "").strip().splitlines()
-    return lines[0] if lines and not lines[0].startswith(cls.__name__) else "xDSL's own"
+def _summary(cls: type[ModulePass]) -> str:
+    return OF_XDSL.get(cls.name) or (cls.__doc__ or "").strip().splitlines()[0]
 
 
 @contextmanager

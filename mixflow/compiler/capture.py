@@ -19,11 +19,11 @@ from typing import Any
 
 import jax
 import jax.core
-from jax.extend.core import ClosedJaxpr, jaxprs_in_params
+from jax.extend.core import ClosedJaxpr
 from jax.tree_util import tree_flatten, tree_structure
 
 from mixflow.compiler import jax_compat, vjp_batching
-from mixflow.compiler.analysis.soundness import custom_rules, find_suspects
+from mixflow.compiler.analysis.soundness import custom_rules, find_suspects, nested_jaxprs
 from mixflow.compiler.differentiand import Differentiand, TreeDef, is_inexact, partition
 from mixflow.compiler.pullback import Pullback
 from mixflow.compiler.recording import (
@@ -164,7 +164,7 @@ def _unseen_derivatives(jaxpr: Any) -> Iterator[Decline]:
             )
             yield Decline("capture", at, why)
             return
-        for inner in jaxprs_in_params(eqn.params):
+        for inner in nested_jaxprs(eqn):
             found = list(_unseen_derivatives(inner))
             if found:
                 yield from found
@@ -211,7 +211,7 @@ def capture(
 
     with recording.active():
         jaxpr = jax.make_jaxpr(flat)(*leaves)
-    if not recording.num_captured and not recording.declines:
+    if not recording.declines:
         recording.declines.extend(_unseen_derivatives(jaxpr))
     return Captured(jaxpr, out_tree[-1], tuple(recording.declines), recording.num_captured)
 

@@ -53,19 +53,19 @@ def parse_passes(spec: str) -> PassPipeline:
     try:
         specs = list(parse_pipeline(spec))
     except ArgSpecParseError as error:
-        raise InputError(f"passes={spec!r} is malformed: {_first_line(error)}") from None
+        raise InputError(f"passes={spec!r} is malformed: {_last_line(error)}") from None
     unknown = [one.name for one in specs if one.name not in PASSES]
     if unknown:
         raise InputError(f"passes: there is no pass {unknown[0]!r}; there are {', '.join(PASSES)}")
     try:
         passes: list[ModulePass] = [PASSES[one.name].from_spec(one) for one in specs]
     except (ValueError, TypeError) as error:
-        raise InputError(f"passes={spec!r}: {_first_line(error)}") from None
+        raise InputError(f"passes={spec!r}: {_last_line(error)}") from None
     return PassPipeline(tuple(passes))
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0]
+def _last_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[-1].strip()
 
 
 def context() -> Context:

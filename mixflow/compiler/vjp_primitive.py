@@ -181,11 +181,23 @@ def _pushforward_transpose(
     linear = [ad.is_undefined_primal(tangent) for tangent in tangents]
     wanted = [bool(flag) for flag in spread(perturbed, linear)]
     value_bar, point_bar = _split_cotangents(cotangents, function, with_value)
+    primals, value_bar, point_bar = _held_back(primals, value_bar, point_bar)
     transposed = _symmetric_pullback(function, primals, wanted, value_bar, point_bar)
     return [
         *(None for _ in primals),
         *(result for keep, result in zip(perturbed, transposed, strict=True) if keep),
     ]
+
+
+def _held_back(
+    primals: Values, value_bar: list[Any], point_bar: list[Any]
+) -> tuple[list[Any], list[Any], list[Any]]:
+    """The same values, behind a barrier that waits for the cotangents.
+
+    The pushforward runs f's forward pass again. Without the barrier XLA would merge that with
+    the first run, or start it early, and keep f's intermediates alive in between.
+    """
+    return jax.lax.optimization_barrier((list(primals), value_bar, point_bar))
 
 
 def _split_cotangents(

@@ -25,10 +25,16 @@ PASSES: dict[str, type[ModulePass]] = {
     )
 }
 
+OF_XDSL = {
+    CommonSubexpressionElimination.name: "Equal operations become one (xDSL's own).",
+    DeadCodeElimination.name: "What nobody reads is removed (xDSL's own).",
+}
+"""What xDSL's passes do; mixflow's say it in their docstrings."""
+
 DEFAULT_PIPELINE = (
     "canonicalize,cse,fuse-value-and-pullback,canonicalize,"
     "forward-over-reverse,checkpoint-inner-loop,save-inner-gradients"
 )
 """What `mixflow.compile` runs when it is given no `passes`."""
 
-__all__ = ["DEFAULT_PIPELINE", "PASSES"]
+__all__ = ["DEFAULT_PIPELINE", "OF_XDSL", "PASSES"]

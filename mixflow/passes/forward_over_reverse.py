@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from xdsl.context import Context
 from xdsl.dialects.builtin import ModuleOp, UnitAttr
+from xdsl.ir import Operation
 from xdsl.passes import ModulePass
 from xdsl.pattern_rewriter import (
     PatternRewriter,
@@ -15,11 +17,22 @@ from xdsl.pattern_rewriter import (
 )
 
 from mixflow.compiler.analysis.activity import find_activity
+from mixflow.compiler.dialects.jaxpr import CheckpointOp
 from mixflow.compiler.dialects.mixflow import VjpOp
 from mixflow.compiler.dialects.remarks import declined, has_remark, rewrote
 from mixflow.compiler.emitter import main_function
 
 WHAT = "the pullback of this gradient is taken as its pushforward (forward over reverse)"
+
+
+POLICY = "the policy of your jax.checkpoint is not consulted in this gradient's derivative"
+
+
+def has_policy(op: Operation) -> TypeGuard[CheckpointOp]:
+    """Whether an operation is a `jax.checkpoint` of the user's with a policy."""
+    if not isinstance(op, CheckpointOp) or op.equation is None:
+        return False
+    return op.equation.data.params.get("policy") is not None
 
 
 @dataclass
@@ -36,6 +49,8 @@ class MarkSelfAdjoint(RewritePattern):
         if op.differentiand.symmetric:
             op.self_adjoint = UnitAttr()
             rewrote(op, name, WHAT)
+            for checkpoint in filter(has_policy, op.body.walk()):
+                declined(op, name, f"{POLICY} ({checkpoint.source})")
         for suspect in op.differentiand.suspects:
             declined(op, name, f"{suspect}; assume_symmetric=({suspect.name!r},) vouches for it")
         rewriter.notify_op_modified(op)

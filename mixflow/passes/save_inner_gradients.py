@@ -63,7 +63,10 @@ class SaveGradients(RewritePattern):
 
 @dataclass(frozen=True)
 class SaveInnerGradients(ModulePass):
-    """Saved inner gradients: Kemaev et al. (ICML 2025, arXiv 2505.00793), section 4."""
+    """A checkpointed step keeps its inner gradients, and does not compute them twice.
+
+    Source: Kemaev et al. (ICML 2025, arXiv 2505.00793), section 4.
+    """
 
     name = "save-inner-gradients"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import jax
 from mixflow.compiler.dialects.remarks import Remark
 from mixflow.report.text import render_markdown, render_text
 from mixflow.runtime.function import CompiledFunction, Options
-from mixflow.runtime.measure import Measurement, Program, concrete, measure
+from mixflow.runtime.measure import Measurement, Program, concrete, copied, measure
 from mixflow.runtime.target import measured_target
 from mixflow.runtime.verify import Verified, verify_results
 
@@ -81,8 +82,9 @@ class Report:
 
 @dataclass(frozen=True)
 class ReportedPrograms:
-    """The programs behind a report: compiled, and as IR text."""
+    """The programs behind a report: compiled, as IR text, and the function to export."""
 
+    optimised: CompiledFunction
     before: Program
     after: Program
     ir_before: str
@@ -96,6 +98,7 @@ def make_report(
     *,
     run: bool,
     verify: bool,
+    as_written: bool = False,
 ) -> Report:
     """Compile the entry's meta-gradient three ways, and put the figures side by side.
 
@@ -105,14 +108,25 @@ def make_report(
             filled with small random numbers.
         run: whether to time the programs.
         verify: whether to compare plain and optimised results.
+        as_written: measure the function itself, whatever it returns.
     """
     options = function.options
-    target, words = measured_target(function.fun, args, kwargs, options.jit)
+    target, words = (
+        (function.fun, "as written")
+        if as_written
+        else measured_target(function.fun, args, kwargs, options.jit)
+    )
     plain = jax.jit(target, **options.jit)
     optimised = CompiledFunction(
         target, Options(options.passes, options.assume_symmetric, False, options.jit)
     )
-    before = measure(plain, args, kwargs, run=run)
+    try:
+        before = measure(plain, args, kwargs, run=run)
+    except ValueError:
+        if target is function.fun:
+            raise
+        # A scalar that reverse mode cannot differentiate (a while loop, say) is no meta-loss.
+        return make_report(function, args, kwargs, run=run, verify=verify, as_written=True)
     after = measure(optimised, args, kwargs, run=run)
     outcome = optimised.optimised(*args, **kwargs)
     return Report(
@@ -127,7 +141,7 @@ def make_report(
         declined=tuple(map(_short, outcome.declines)),
         verified=_verify(plain, optimised, args, kwargs) if verify else None,
         programs=ReportedPrograms(
-            before, after, optimised.ir(*args, before=True, **kwargs), outcome.text
+            optimised, before, after, optimised.ir(*args, before=True, **kwargs), outcome.text
         ),
     )
 
@@ -144,14 +158,20 @@ def _checkpointed(
 
 def _verify(plain: Any, optimised: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Verified:
     args, kwargs = concrete((args, kwargs))
-    result = optimised(*args, **kwargs)
-    return verify_results(result, plain(*args, **kwargs), plain, args, kwargs)
+
+    def run(program: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        own_args, own_kwargs = copied((args, kwargs))  # the program may take them by donation
+        return program(*own_args, **own_kwargs)
+
+    def original(*args: Any, **kwargs: Any) -> Any:
+        return run(plain, args, kwargs)
+
+    result = run(optimised, args, kwargs)
+    return verify_results(result, original(*args, **kwargs), original, args, kwargs)
 
 
 def _short(remark: Remark) -> Remark:
-    """The remark with its file relative to here, where it is below."""
-    file, _, line = remark.at.rpartition(":")
-    path = Path(file)
-    if path.is_absolute() and path.is_relative_to(Path.cwd()):
-        file = str(path.relative_to(Path.cwd()))
-    return Remark(remark.by, remark.kind, remark.text, f"{file}:{line}" if file else remark.at)
+    """The remark with its files relative to here, where they are below."""
+    here = f"{Path.cwd()}{os.sep}"
+    text, at = remark.text.replace(here, ""), remark.at.removeprefix(here)
+    return Remark(remark.by, remark.kind, text, at)

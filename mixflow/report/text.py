@@ -36,7 +36,7 @@ def _cells(name: str, row: Measurement, before: Measurement) -> tuple[str, ...]:
         "?" if row.flops is None else f"{row.flops / 1e9:.3g}",
         f"{row.eqns}",
         f"{row.compile_s:.1f} s",
-        "-" if row.run_s is None else f"{1e3 * row.run_s:.0f} ms",
+        "-" if row.run_s is None else f"{1e3 * row.run_s:.3g} ms",
     )
 
 

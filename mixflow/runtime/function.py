@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import MethodType
@@ -34,6 +35,7 @@ class Options:
     assume_symmetric: str | tuple[str, ...] = ()
     verify: bool = False
     jit: dict[str, Any] = field(default_factory=dict)
+    compiler: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -91,9 +93,9 @@ class CompiledFunction:
     @functools.cached_property
     def _top(self) -> Any:
         """The jit for calls from outside. Made late: asking for the backend starts it."""
-        options = compiler_options() or None
+        needed = {**compiler_options(), **(self._options.compiler or {})}
         staged = self._staged(differentiated=False)
-        return jax.jit(staged, compiler_options=options, **self._options.jit)
+        return jax.jit(staged, compiler_options=needed or None, **self._options.jit)
 
     @functools.cached_property
     def _nested(self) -> Any:
@@ -154,16 +156,23 @@ class CompiledFunction:
         """Shapes and dtypes of the result, as `jax.jit(f).eval_shape` gives them."""
         return self._top.eval_shape(*args, **kwargs)
 
-    def optimised(self, *args: Any, **kwargs: Any) -> Optimised:
-        """The program for the given arguments (shapes are enough) after the passes."""
-        captured = self._captured(args, kwargs)
-        return optimise(captured, self._pipeline, differentiated=False)
+    def optimised(self, *args: Any, differentiated: bool = False, **kwargs: Any) -> Optimised:
+        """The program after the passes.
 
-    def ir(self, *args: Any, before: bool = False, **kwargs: Any) -> str:
-        """The IR as text, after the passes, or `before` them."""
+        Arguments:
+            args, kwargs: arrays or `jax.ShapeDtypeStruct`; the example arguments if none.
+            differentiated: as it is where somebody differentiates it from outside.
+        """
+        captured = self._captured(args or self.examples or (), kwargs)
+        return optimise(captured, self._pipeline, differentiated=differentiated)
+
+    def ir(
+        self, *args: Any, before: bool = False, differentiated: bool = False, **kwargs: Any
+    ) -> str:
+        """The IR as text, after the passes, or `before` them; arguments as for `optimised`."""
         if before:
-            return import_only(self._captured(args, kwargs))
-        return self.optimised(*args, **kwargs).text
+            return import_only(self._captured(args or self.examples or (), kwargs))
+        return self.optimised(*args, differentiated=differentiated, **kwargs).text
 
     def report(self, *args: Any, run: bool = False, verify: bool = False, **kwargs: Any) -> Report:
         """What mixflow did, and what it is worth: see `mixflow.report.Report`.
@@ -251,21 +260,30 @@ def compile(
         A `CompiledFunction`.
 
     Raises:
-        InputError: malformed `passes` or `assume_symmetric`.
+        InputError: malformed `passes` or `assume_symmetric`, an unknown option, no function.
         VerificationError: from calls, with `verify`.
 
     Source: Kemaev et al., "Scalable Meta-Learning via Mixed-Mode Differentiation" (ICML 2025,
     arXiv 2505.00793).
     """
-    options = Options(passes, _names(assume_symmetric), verify, jit_options)
+    unknown = jit_options.keys() - inspect.signature(jax.jit).parameters.keys()
+    if unknown:
+        raise InputError(f"mixflow.compile takes no option {min(unknown)!r}, nor does jax.jit")
+    compiler = jit_options.pop("compiler_options", None)
+    options = Options(passes, _names(assume_symmetric), verify, jit_options, compiler)
     if fun is None:
         return lambda fun: CompiledFunction(fun, options)
+    if not callable(fun):
+        raise InputError(f"mixflow.compile takes a function, not {type(fun).__name__}")
     return CompiledFunction(fun, options)
 
 
-def _names(assume_symmetric: str | tuple[str, ...] | list[str]) -> str | tuple[str, ...]:
+def _names(assume_symmetric: Any) -> str | tuple[str, ...]:
     if assume_symmetric == "all":
         return "all"
-    if isinstance(assume_symmetric, str):
-        return (assume_symmetric,)
-    return tuple(assume_symmetric)
+    named = [assume_symmetric] if isinstance(assume_symmetric, str) else assume_symmetric
+    if not isinstance(named, (tuple, list)) or not all(isinstance(name, str) for name in named):
+        raise InputError(
+            f'assume_symmetric={assume_symmetric!r}: give "all", or the functions\' names'
+        )
+    return tuple(named)

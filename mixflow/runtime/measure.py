@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import tree_map
 
 from mixflow.compiler.analysis.costs import program_cost
@@ -89,10 +90,16 @@ def _median_run(
 ) -> float:
     times: list[float] = []
     for _ in range(_RUNS + 1):
+        own_args, own_kwargs = copied((args, kwargs))  # the program may take them by donation
         start = time.perf_counter()
-        jax.block_until_ready(compiled(*args, **kwargs))
+        jax.block_until_ready(compiled(*own_args, **own_kwargs))
         times.append(time.perf_counter() - start)
     return statistics.median(times[1:])  # the first run warms up
+
+
+def copied(tree: Any) -> Any:
+    """The same values in buffers of their own."""
+    return tree_map(lambda x: jnp.array(x) if isinstance(x, (jax.Array, np.ndarray)) else x, tree)
 
 
 def concrete(tree: Any, seed: int = 0) -> Any:

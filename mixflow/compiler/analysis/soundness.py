@@ -105,6 +105,14 @@ def find_suspects(jaxpr: Any) -> tuple[Suspect, ...]:
     return tuple(dict.fromkeys([*own, *_nested_suspects(jaxpr)]))
 
 
+def nested_jaxprs(equation: Any) -> Iterator[Any]:
+    """The jaxprs inside an equation, that of a symbolic derivative's function included."""
+    yield from jaxprs_in_params(equation.params)
+    function = equation.params.get("function")
+    if hasattr(function, "suspects"):
+        yield function.jaxpr.jaxpr
+
+
 def _nested_suspects(jaxpr: Any) -> Iterator[Suspect]:
     for equation in jaxpr.eqns:
         yield from getattr(equation.params.get("function"), "suspects", ())
