@@ -1,0 +1,165 @@
+"""Passes on small Python functions: the printed IR against CHECK lines, and the numbers."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from filecheck.finput import FInput
+from filecheck.matcher import Matcher
+from filecheck.options import Options
+from filecheck.parser import Parser, pattern_for_opts
+from jax.extend.core import check_jaxpr
+from support import assert_close, captures
+
+import mixflow
+from mixflow.compiler.pipeline import Optimised, optimise, parse_passes
+
+
+def optimised(
+    passes: str,
+    f: Callable[..., Any],
+    *args: Any,
+    differentiated: bool = False,
+    assume_symmetric: str | tuple[str, ...] = (),
+) -> Optimised:
+    """`f` captured and put through some passes; what comes out is a valid jaxpr."""
+    captured = captures(f, *args, assume_symmetric=assume_symmetric)
+    result = optimise(captured, parse_passes(passes), differentiated=differentiated)
+    check_jaxpr(result.jaxpr.jaxpr)
+    return result
+
+
+def ir(passes: str, f: Callable[..., Any], *args: Any, **options: Any) -> str:
+    """The text after some passes, without source lines."""
+    return re.sub(r"  loc\(.*\)", "", str(optimised(passes, f, *args, **options).module))
+
+
+def check(text: str, lines: str) -> None:
+    """Run filecheck on a text.
+
+    Arguments:
+        lines: `CHECK: …`, `CHECK-NEXT: …`, `CHECK-NOT: …` and so on.
+
+    Raises:
+        AssertionError: with filecheck's own message.
+    """
+    options = Options("CHECK lines")
+    matcher = Matcher(
+        options, FInput("IR", text), Parser(options, io.StringIO(lines), *pattern_for_opts(options))
+    )
+    matcher.stderr = io.StringIO()
+    with contextlib.redirect_stdout(matcher.stderr):
+        failed = matcher.run()
+    assert not failed, f"{matcher.stderr.getvalue()}\n{text}"
+
+
+def assert_idempotent(before: str, name: str, f: Callable[..., Any], *args: Any, **options: Any):
+    """Running a pass a second time changes nothing.
+
+    Arguments:
+        before: the passes that run before it, with a comma at the end, or nothing.
+        name: the pass.
+    """
+    once = ir(f"{before}{name}", f, *args, **options)
+    assert once == ir(f"{before}{name},{name}", f, *args, **options)
+    assert once != ir(f"{before}dce", f, *args, **options), "the pass did nothing"
+
+
+def assert_right(f: Callable[..., Any], *args: Any, **options: Any) -> None:
+    """A scalar meta-loss and its gradient are plain JAX's, differentiated inside and outside."""
+    _assert_equal_to(jax.jit(jax.value_and_grad(f))(*args), f, *args, **options)
+
+
+def _assert_equal_to(plain: Any, f: Callable[..., Any], *args: Any, **options: Any) -> None:
+    outside = jax.jit(jax.value_and_grad(mixflow.compile(f, **options)))(*args)
+    inside = mixflow.compile(jax.value_and_grad(f), **options)(*args)
+    assert_close(outside, plain)
+    assert_close(inside, plain)
+
+
+def run_and_measure(f: Any, *args: Any) -> tuple[Any, int]:
+    """The result of a jitted or compiled function, and XLA's temporaries in bytes."""
+    compiled = f.lower(*args).compile()
+    return compiled(*args), compiled.memory_analysis().temp_size_in_bytes
+
+
+# --- meta-losses ------------------------------------------------------------------------------
+
+
+def mlp_loss(theta: Any, eta: Any, x: Any) -> Any:
+    """The loss of a multilayer perceptron; eta weights the examples."""
+    y = x
+    for layer in theta:
+        y = jnp.tanh(y @ layer)
+    return jnp.mean(jax.nn.sigmoid(eta) * jnp.sum((y - x) ** 2, 1))
+
+
+def meta_loss(eta: Any, theta: Any, xs: Any) -> Any:
+    """The loss after gradient steps in a scan, with the steps' own losses."""
+
+    def step(theta, x):
+        value, gradient = jax.value_and_grad(mlp_loss)(theta, eta["weights"], x)
+        return jax.tree.map(lambda t, g: t - eta["rate"] * g, theta, gradient), value
+
+    theta, values = jax.lax.scan(step, theta, xs)
+    return mlp_loss(theta, 0.0, xs[0]) + 0.1 * jnp.sum(values)
+
+
+def adaptive_meta_loss(eta: Any, theta: Any, xs: Any) -> Any:
+    """As `meta_loss`, with second moments: a step has many element-wise intermediates."""
+
+    def step(carry, x):
+        theta, moments = carry
+        gradient = jax.grad(mlp_loss)(theta, eta["weights"], x)
+        moments = jax.tree.map(lambda v, g: 0.9 * v + g * g, moments, gradient)
+        scaled = jax.tree.map(lambda g, v: g / (jnp.sqrt(v) + 1e-3), gradient, moments)
+        return (jax.tree.map(lambda t, g: t - eta["rate"] * g, theta, scaled), moments), None
+
+    carry, _ = jax.lax.scan(step, (theta, jax.tree.map(jnp.ones_like, theta)), xs)
+    return mlp_loss(carry[0], 0.0, xs[0])
+
+
+def meta_args(steps: int = 3, batch: int = 5, width: int = 4, layers: int = 1) -> Any:
+    """eta, theta and the batches; small unless said otherwise."""
+    keys = jax.random.split(jax.random.key(0), layers + 1)
+    theta = [jax.random.normal(key, (width, width)) / width**0.5 for key in keys[1:]]
+    eta = {"weights": jnp.linspace(-1.0, 1.0, batch), "rate": jnp.array(0.3)}
+    return eta, theta, jax.random.normal(keys[0], (steps, batch, width))
+
+
+MANY_EXAMPLES = {"steps": 12, "batch": 256, "width": 16, "layers": 2}
+MANY_PARAMETERS = {"steps": 16, "batch": 8, "width": 48, "layers": 2}
+
+
+@functools.cache
+def _plain_meta_loss() -> Any:
+    return jax.jit(jax.value_and_grad(meta_loss))(*meta_args())
+
+
+def assert_meta_loss_right(passes: str) -> None:
+    """As `assert_right` for the small `meta_loss`."""
+    _assert_equal_to(_plain_meta_loss(), meta_loss, *meta_args(), passes=passes)
+
+
+def assert_memory_falls(f: Callable[..., Any], args: Any, *steps: tuple[str, float]) -> None:
+    """Each pipeline's meta-gradient is plain JAX's, in less memory than the one before it.
+
+    Arguments:
+        f: a meta-loss.
+        steps: pipelines, each with the largest ratio of its temporaries to those of the one
+            before it; the first is compared with plain JAX.
+    """
+    gradient = jax.grad(f)
+    expected, before = run_and_measure(jax.jit(gradient), *args)
+    for passes, ratio in steps:
+        result, after = run_and_measure(mixflow.compile(gradient, passes=passes), *args)
+        assert_close(result, expected)
+        assert after < ratio * before, f"{passes}: {after} is {after / before:.2f} of {before}"
+        before = after

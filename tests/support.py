@@ -1,0 +1,136 @@
+"""What the tests share: plain JAX against mixflow, and what a capture holds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend.core import jaxprs_in_params
+from jax.tree_util import tree_flatten, tree_unflatten
+
+import mixflow
+from mixflow.compiler.capture import Captured, capture
+
+
+def compiled(f: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """`f` as mixflow runs it."""
+    if hasattr(mixflow, "compile"):
+        return mixflow.compile(f, **options)
+
+    @jax.jit
+    def run(*args: Any, **kwargs: Any) -> Any:
+        captured = captures(f, *args, **options, **kwargs)
+        leaves = tree_flatten((args, kwargs))[0]
+        outputs = jax.core.eval_jaxpr(captured.jaxpr.jaxpr, captured.jaxpr.consts, *leaves)
+        return tree_unflatten(captured.out_tree, outputs)
+
+    return run
+
+
+def captures(
+    f: Callable[..., Any],
+    *args: Any,
+    assume_symmetric: str | tuple[str, ...] = (),
+    **kwargs: Any,
+) -> Captured:
+    """The trace of `f` at these arguments under mixflow."""
+    leaves, tree = tree_flatten((args, kwargs))
+
+    def flat(*leaves: Any) -> Any:
+        args, kwargs = tree_unflatten(tree, leaves)
+        return f(*args, **kwargs)
+
+    return capture(flat, leaves, assume_symmetric)
+
+
+def equations(jaxpr: Any) -> Iterator[Any]:
+    """Every equation of a jaxpr, at any depth, those inside symbolic derivatives included."""
+    for equation in jaxpr.eqns:
+        yield equation
+        inner = [*jaxprs_in_params(equation.params)]
+        if "function" in equation.params:
+            inner.append(equation.params["function"].jaxpr.jaxpr)
+        for other in inner:
+            yield from equations(other)
+
+
+def primitives(jaxpr: Any) -> Counter[str]:
+    """How often each primitive stands in a jaxpr, at any depth."""
+    return Counter(equation.primitive.name for equation in equations(jaxpr))
+
+
+def differentiands(jaxpr: Any) -> list[Any]:
+    """The functions that a jaxpr differentiates symbolically, each once."""
+    found = [equation.params.get("function") for equation in equations(jaxpr)]
+    return list({id(function): function for function in found if function is not None}.values())
+
+
+def suspects(captured: Captured) -> list[Any]:
+    """Every suspect recorded in a trace."""
+    return [suspect for f in differentiands(captured.jaxpr) for suspect in f.suspects]
+
+
+def reasons(captured: Captured) -> str:
+    """Why things were not captured, in one string."""
+    return "; ".join(decline.why for decline in captured.declines)
+
+
+def relative_error(a: Any, b: Any) -> float:
+    """The largest ‖a - b‖∞ / ‖b‖∞ over leaves; integers, keys and float0 must be equal."""
+    left, left_tree = tree_flatten(a)
+    right, right_tree = tree_flatten(b)
+    assert left_tree == right_tree
+    return max(map(_leaf_error, left, right), default=0.0)
+
+
+def _leaf_error(a: Any, b: Any) -> float:
+    assert (jax.typeof(a).shape, jax.typeof(a).dtype) == (jax.typeof(b).shape, jax.typeof(b).dtype)
+    if jax.dtypes.issubdtype(b.dtype, jax.dtypes.prng_key):
+        a, b = jax.random.key_data(a), jax.random.key_data(b)
+    if b.dtype == jax.dtypes.float0 or not jax.numpy.issubdtype(b.dtype, np.inexact):
+        assert (np.asarray(a) == np.asarray(b)).all()
+        return 0.0
+    wide = np.complex128 if np.issubdtype(b.dtype, np.complexfloating) else np.float64
+    a, b = np.asarray(a, wide), np.asarray(b, wide)
+    assert np.isfinite(b).all(), "plain JAX's own result is not finite: the test proves nothing"
+    if a.size == 0:
+        return 0.0
+    scale = abs(b).max()
+    return float(abs(a - b).max() / (scale if scale > 0 else 1.0))
+
+
+def assert_close(a: Any, b: Any, tolerance: float = 1e-9) -> None:
+    """Equal structures, shapes and dtypes, and equal values up to rounding."""
+    error = relative_error(a, b)
+    assert error <= tolerance, f"relative error {error:.2e}\n{a}\nin place of\n{b}"
+
+
+def assert_same_meta_gradient(
+    f: Callable[..., Any],
+    *args: Any,
+    argnums: int | tuple[int, ...] = 0,
+    tolerance: float = 1e-9,
+    captured: bool = True,
+    assume_symmetric: str | tuple[str, ...] = (),
+) -> Captured:
+    """Value and gradient of `f` equal plain JAX's, differentiated outside of mixflow and inside.
+
+    Arguments:
+        f: a meta-loss; a scalar.
+        captured: whether a symbolic pullback has to be in the trace of `f`.
+
+    Returns:
+        The trace of `f`.
+    """
+    options: dict[str, Any] = {"assume_symmetric": assume_symmetric} if assume_symmetric else {}
+    expected = jax.jit(jax.value_and_grad(f, argnums))(*args)
+    outside = jax.jit(jax.value_and_grad(compiled(f, **options), argnums))(*args)
+    inside = compiled(jax.value_and_grad(f, argnums), **options)(*args)
+    assert_close(outside, expected, tolerance)
+    assert_close(inside, expected, tolerance)
+    trace = captures(f, *args, **options)
+    assert (primitives(trace.jaxpr)["mixflow_vjp"] > 0) == captured, trace.declines
+    return trace
