@@ -17,17 +17,7 @@ from mixflow.compiler.capture import Captured, capture
 
 def compiled(f: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """`f` as mixflow runs it."""
-    if hasattr(mixflow, "compile"):
-        return mixflow.compile(f, **options)
-
-    @jax.jit
-    def run(*args: Any, **kwargs: Any) -> Any:
-        captured = captures(f, *args, **options, **kwargs)
-        leaves = tree_flatten((args, kwargs))[0]
-        outputs = jax.core.eval_jaxpr(captured.jaxpr.jaxpr, captured.jaxpr.consts, *leaves)
-        return tree_unflatten(captured.out_tree, outputs)
-
-    return run
+    return mixflow.compile(f, **options)
 
 
 def captures(

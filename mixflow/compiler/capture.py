@@ -13,7 +13,7 @@ import enum
 import functools
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from jax.tree_util import tree_flatten, tree_structure
 
 from mixflow.compiler import jax_compat, vjp_batching
 from mixflow.compiler.analysis.soundness import custom_rules, find_suspects, nested_jaxprs
-from mixflow.compiler.differentiand import Differentiand, TreeDef, is_inexact, partition
+from mixflow.compiler.differentiand import Differentiand, TreeDef, is_inexact, named_after
 from mixflow.compiler.pullback import Pullback
 from mixflow.compiler.recording import (
     Decline,
@@ -81,6 +81,9 @@ def _bind(recording: Recording, traced: TracedFunction, call: Callable[[], Any])
     if replay is not Replay.ANYWHERE:
         recording.decline("a custom rule closes over values of the enclosing trace")
         return traced.differentiate() if replay is Replay.HERE else call()
+    if function.custom and function.symmetric and not _has_forward_mode(traced, function):
+        recording.decline("a rule that you vouch for has no forward mode: it calls a custom_vjp")
+        function = replace(function, symmetric=False)
     recording.num_captured += 1
     outputs = primal_p.bind(*traced.consts, *traced.point, function=function)
     pullback = Pullback(function, traced.layout, traced.closure, traced.leaves)
@@ -139,12 +142,8 @@ def _replay(traced: TracedFunction, function: Differentiand) -> Replay:
     if not function.custom:
         return Replay.ANYWHERE
 
-    def differentiate(consts: list[Any], point: list[Any]) -> Any:
-        outputs, pullback = function.value_and_pullback(consts, point)
-        return pullback(partition(function.carries, outputs)[0])
-
     try:
-        jaxpr = jax.make_jaxpr(differentiate)(traced.consts, traced.point)
+        jaxpr = jax.make_jaxpr(function.gradient)(traced.consts, traced.point)
     except jax.errors.UnexpectedTracerError:
         return Replay.NOWHERE
     tracers = [const for const in jaxpr.consts if isinstance(const, jax.core.Tracer)]
@@ -169,6 +168,19 @@ def _unseen_derivatives(jaxpr: Any) -> Iterator[Decline]:
             if found:
                 yield from found
                 return
+
+
+def _has_forward_mode(traced: TracedFunction, function: Differentiand) -> bool:
+    """Try the pushforward of the pullback, which the symmetric rule will ask for."""
+
+    def push(point: list[Any]) -> Any:
+        return jax.jvp(lambda point: function.gradient(traced.consts, point), (point,), (point,))
+
+    try:
+        jax.make_jaxpr(push)(traced.point)
+    except TypeError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -204,6 +216,7 @@ def capture(
     recording = Recording(assume_symmetric)
     out_tree: list[TreeDef] = []
 
+    @named_after(fun)
     def flat(*leaves: Any) -> Any:
         result = fun(*leaves)
         out_tree.append(tree_structure(result))

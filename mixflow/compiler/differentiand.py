@@ -74,6 +74,22 @@ class Differentiand:
         outputs, pullback, rest = jax_compat.VJP_OF_JAX(carried, *point, has_aux=True)
         return merge(self.carries, outputs, rest), lambda cotangents: pullback(list(cotangents))
 
+    def gradient(self, consts: Values, point: Values) -> Any:
+        """The pullback of f's own outputs: any cotangents would do to try f's rules."""
+        outputs, pullback = self.value_and_pullback(consts, point)
+        return pullback(partition(self.carries, outputs)[0])
+
+
+def named_after(fun: Callable[..., Any]) -> Callable[[Any], Any]:
+    """Let JAX's messages speak of the user's function instead of a wrapper around it."""
+
+    def rename(wrapper: Any) -> Any:
+        wrapper.__name__ = getattr(fun, "__name__", "function")
+        wrapper.__wrapped__ = fun
+        return wrapper
+
+    return rename
+
 
 def partition(mask: Sequence[bool], items: Values) -> tuple[list[Any], list[Any]]:
     """The items where the mask is true, and the others."""

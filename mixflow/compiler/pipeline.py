@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from jax.extend.core import ClosedJaxpr
+from jax.extend.core import ClosedJaxpr, jaxprs_in_params
 from xdsl.context import Context
 from xdsl.dialects.builtin import Builtin, ModuleOp
 from xdsl.dialects.func import Func
@@ -12,8 +13,9 @@ from xdsl.passes import ModulePass, PassPipeline
 from xdsl.utils.arg_spec import parse_pipeline
 from xdsl.utils.exceptions import ArgSpecParseError
 
+from mixflow.compiler.analysis.soundness import holds_derivative
 from mixflow.compiler.capture import Captured
-from mixflow.compiler.dialects.jaxpr import Jaxpr
+from mixflow.compiler.dialects.jaxpr import Jaxpr, LeafOp
 from mixflow.compiler.dialects.mixflow import Mixflow
 from mixflow.compiler.dialects.remarks import DECLINED, Remark, collect_remarks
 from mixflow.compiler.emitter import emit_jaxpr
@@ -50,6 +52,8 @@ def parse_passes(spec: str) -> PassPipeline:
     Raises:
         InputError: unknown pass or option, or malformed text.
     """
+    if not isinstance(spec, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InputError(f"passes={spec!r}: give a pipeline as text, such as 'cse,dce'")
     try:
         specs = list(parse_pipeline(spec))
     except ArgSpecParseError as error:
@@ -93,9 +97,18 @@ def optimise(captured: Captured, pipeline: PassPipeline, *, differentiated: bool
     pipeline.apply(context(), module)
     module.verify()
     remarks = list(collect_remarks(module))
+    missed += tuple(_unseen_derivatives(module))
     rewrites = tuple(remark for remark in remarks if remark.kind != DECLINED)
     declines = tuple(remark for remark in remarks if remark.kind == DECLINED)
     return Optimised(emit_jaxpr(module, captured.jaxpr), module, rewrites, (*missed, *declines))
+
+
+def _unseen_derivatives(module: ModuleOp) -> Iterator[Remark]:
+    """Derivatives inside an equation that the IR does not open, such as a shard_map's."""
+    for op in module.walk():
+        if isinstance(op, LeafOp) and any(map(holds_derivative, jaxprs_in_params(op.params))):
+            why = f"{op.info.primitive.name} is not looked into: no pass rewrites what is in it"
+            yield Remark("import", DECLINED, why, op.source)
 
 
 def import_only(captured: Captured) -> str:

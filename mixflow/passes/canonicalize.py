@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from xdsl.context import Context
 from xdsl.dialects.builtin import ModuleOp
+from xdsl.dialects.func import FuncOp
 from xdsl.ir import Operation, SSAValue
 from xdsl.passes import ModulePass
 from xdsl.pattern_rewriter import (
@@ -31,7 +32,7 @@ class InlineJitAroundDerivative(RewritePattern):
 
     @op_type_rewrite_pattern
     def match_and_rewrite(self, op: jx.JitOp, rewriter: PatternRewriter) -> None:
-        if not _is_plain(op) or not _holds_derivative(op):
+        if not _is_plain(op) or not _holds_derivative(op) or _constants_would_be_lost(op):
             return
         block = op.regions[0].block
         yielded = block.last_op
@@ -54,6 +55,12 @@ def _is_plain(op: jx.JitOp) -> bool:
         and not params["compiler_options_kvs"]
         and not params["keep_unused"]
     )
+
+
+def _constants_would_be_lost(op: jx.JitOp) -> bool:
+    """Only a whole function and a derivative's function may carry arrays of their own."""
+    carries = any(isinstance(inner, jx.ConstantOp) for inner in op.regions[0].block.ops)
+    return carries and not isinstance(op.parent_op(), (FuncOp, mf.DerivativeOp))
 
 
 def _holds_derivative(op: Operation) -> bool:

@@ -69,6 +69,8 @@ class CheckpointBody(RewritePattern):
             return
         if is_checkpointed(op):
             declined(op, name, "the step is in a jax.checkpoint of yours already")
+        elif op.info.effects:
+            declined(op, name, "the step has effects, which must not happen twice")
         else:
             checkpoint_body(op.regions[0].block)
             rewrote(op, name, f"each of the {op.length} steps keeps its inputs and is recomputed")

@@ -15,6 +15,7 @@ from xdsl.pattern_rewriter import (
     op_type_rewrite_pattern,
 )
 from xdsl.rewriter import InsertPoint
+from xdsl.traits import is_side_effect_free
 
 from mixflow.compiler.dialects.mixflow import PrimalOp, VjpOp
 from mixflow.compiler.dialects.remarks import move_remarks
@@ -36,7 +37,10 @@ def find_primal(op: VjpOp) -> PrimalOp | None:
 
 
 def cotangent_slice(op: VjpOp, primal: PrimalOp) -> list[Operation] | None:
-    """What computes the cotangents after `primal`, in order; None where that needs the value."""
+    """What computes the cotangents after `primal`, in order.
+
+    None where that needs the value, or has effects, whose order is not to be changed.
+    """
     assert op.parent is not None
     order = {other: place for place, other in enumerate(op.parent.ops)}
     found: set[Operation] = set()
@@ -48,6 +52,8 @@ def cotangent_slice(op: VjpOp, primal: PrimalOp) -> list[Operation] | None:
         if isinstance(owner, Operation) and owner not in found and order[owner] > order[primal]:
             found.add(owner)
             pending.extend(owner.operands)
+    if not all(map(is_side_effect_free, found)):
+        return None
     return sorted(found, key=order.__getitem__)
 
 

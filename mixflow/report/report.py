@@ -14,7 +14,7 @@ from mixflow.report.text import render_markdown, render_text
 from mixflow.runtime.function import CompiledFunction, Options
 from mixflow.runtime.measure import Measurement, Program, concrete, copied, measure
 from mixflow.runtime.target import measured_target
-from mixflow.runtime.verify import Verified, verify_results
+from mixflow.runtime.verify import Verified, nudge, verify_results
 
 CHECKPOINTED_STEP = "canonicalize,cse,fuse-value-and-pullback,checkpoint-inner-loop"
 """The baseline beside plain JAX: `jax.checkpoint` around the inner step, nothing else."""
@@ -163,11 +163,8 @@ def _verify(plain: Any, optimised: Any, args: tuple[Any, ...], kwargs: dict[str,
         own_args, own_kwargs = copied((args, kwargs))  # the program may take them by donation
         return program(*own_args, **own_kwargs)
 
-    def original(*args: Any, **kwargs: Any) -> Any:
-        return run(plain, args, kwargs)
-
-    result = run(optimised, args, kwargs)
-    return verify_results(result, original(*args, **kwargs), original, args, kwargs)
+    result, expected = run(optimised, args, kwargs), run(plain, args, kwargs)
+    return verify_results(result, expected, run(plain, nudge(args), nudge(kwargs)))
 
 
 def _short(remark: Remark) -> Remark:

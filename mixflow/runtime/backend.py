@@ -5,8 +5,9 @@ from __future__ import annotations
 import jax
 
 # JAX 0.10 on CPU undoes jax.checkpoint in straight-line code: XLA merges the recomputation with
-# the original once the barriers between them are gone. JAX 0.12 needs nothing.
-_KEEP_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+# the original once the barriers between them are gone. Where they stay, small loops must not be
+# turned into one kernel, which cannot hold a barrier. JAX 0.12 needs nothing.
+_KEEP_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander,small-while-loop-hoisting"}
 _FIXED_IN = (0, 11)
 
 

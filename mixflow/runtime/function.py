@@ -21,7 +21,7 @@ from mixflow.compiler.recording import current_recording
 from mixflow.errors import InputError
 from mixflow.passes import DEFAULT_PIPELINE
 from mixflow.runtime.backend import compiler_options
-from mixflow.runtime.verify import verify_results
+from mixflow.runtime.verify import nudge, verify_results
 
 if TYPE_CHECKING:
     from mixflow.report.report import Report
@@ -67,16 +67,19 @@ class CompiledFunction:
     """What `mixflow.compile` returns: call it, transform it, lower it, ask it for a report."""
 
     def __init__(self, fun: Callable[..., Any], options: Options) -> None:
-        functools.update_wrapper(self, fun)
+        functools.update_wrapper(self, fun, updated=())
         self.__name__: str = getattr(fun, "__name__", type(fun).__name__)
         self._fun = fun
         self._options = options
         self._pipeline = parse_passes(options.passes)
         self._example: Callable[[], Any] | None = None
+        # The jit inside other traces: compiler options belong to the outermost one.
+        self._nested = jax.jit(self._staged(differentiated=True), **options.jit)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if current_recording() is not None:
-            return self._fun(*args, **kwargs)  # part of a larger program, optimised as a whole
+            # Part of a larger program, which is optimised as a whole.
+            return jax.jit(self._fun, **self._options.jit)(*args, **kwargs)
         leaves = tree_leaves((args, kwargs))
         if jax_compat.is_tracing() or any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
             return self._nested(*args, **kwargs)
@@ -96,11 +99,6 @@ class CompiledFunction:
         needed = {**compiler_options(), **(self._options.compiler or {})}
         staged = self._staged(differentiated=False)
         return jax.jit(staged, compiler_options=needed or None, **self._options.jit)
-
-    @functools.cached_property
-    def _nested(self) -> Any:
-        """The jit inside other traces: compiler options belong to the outermost one."""
-        return jax.jit(self._staged(differentiated=True), **self._options.jit)
 
     @property
     def fun(self) -> Callable[..., Any]:
@@ -214,8 +212,9 @@ class CompiledFunction:
     def _verified(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         original = jax.jit(self._fun, **_static_only(self._options.jit))
         expected = original(*args, **kwargs)
-        result = self._top(*args, **kwargs)
-        verify_results(result, expected, original, args, kwargs)
+        nudged = original(*nudge(args), **nudge(kwargs))
+        result = self._top(*args, **kwargs)  # last: it may take its arguments by donation
+        verify_results(result, expected, nudged)
         return result
 
 
@@ -229,9 +228,7 @@ def compile(fun: Callable[..., Any], **options: Any) -> CompiledFunction: ...
 
 
 @overload
-def compile(
-    fun: None = None, **options: Any
-) -> Callable[[Callable[..., Any]], CompiledFunction]: ...
+def compile(**options: Any) -> Callable[[Callable[..., Any]], CompiledFunction]: ...
 
 
 def compile(

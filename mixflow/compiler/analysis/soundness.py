@@ -28,6 +28,8 @@ TRUSTED: dict[str, str] = {
     jax_compat.private(
         "numpy.ufuncs._sinc_maclaurin"
     ): "each rule is the next Maclaurin coefficient",
+    jax_compat.private("numpy.ufuncs._hypot"): "the rule is the derivative, guarded at 0",
+    jax_compat.private("scipy.special._rel_entr"): "the rule is the derivative x ↦ log(x/y) + 1",
     "jax.scipy.special.xlogy": "the rule is the derivative, extended to x = 0",
     "jax.scipy.special.xlog1py": "the rule is the derivative, extended to x = 0",
     jax_compat.private("scipy.special._xlogx"): "the rule is the derivative, extended to x = 0",
@@ -44,6 +46,7 @@ OPAQUE: dict[str, str] = {
     "custom_vjp_call": "a custom_vjp whose rule mixflow does not know",
     "custom_jvp_call": "a custom_jvp whose rule mixflow does not know",
     "custom_linear_solve": "a solve is only as exact as the solver that it was given",
+    "call_hi_primitive": "a rule that came with its function, as custom_root's does",
     "linear_call": "a transpose that was given by hand",
     "custom_transpose_call": "a transpose that was given by hand",
 }
@@ -111,6 +114,15 @@ def nested_jaxprs(equation: Any) -> Iterator[Any]:
     function = equation.params.get("function")
     if hasattr(function, "suspects"):
         yield function.jaxpr.jaxpr
+
+
+def holds_derivative(jaxpr: Any) -> bool:
+    """Whether a symbolic derivative stands anywhere in a jaxpr."""
+    return any(
+        hasattr(equation.params.get("function"), "suspects")
+        or any(map(holds_derivative, jaxprs_in_params(equation.params)))
+        for equation in jaxpr.eqns
+    )
 
 
 def _nested_suspects(jaxpr: Any) -> Iterator[Suspect]:

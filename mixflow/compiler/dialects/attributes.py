@@ -116,6 +116,8 @@ def _hashable(value: Any) -> Any:
         return tuple(map(_hashable, value))
     if isinstance(value, (float, complex)):
         return (type(value), repr(value))
+    if isinstance(value, np.generic):
+        return (value.dtype, value.tobytes())
     try:
         hash(value)
     except TypeError:
