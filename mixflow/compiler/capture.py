@@ -19,7 +19,8 @@ from typing import Any
 
 import jax
 import jax.core
-from jax.extend.core import ClosedJaxpr
+from jax.extend.core import ClosedJaxpr, jaxprs_in_params, primitives
+from jax.interpreters.partial_eval import dce_jaxpr
 from jax.tree_util import tree_flatten, tree_structure
 
 from mixflow.compiler import jax_compat, vjp_batching
@@ -82,8 +83,9 @@ def _bind(recording: Recording, traced: TracedFunction, call: Callable[[], Any])
         recording.decline("a custom rule closes over values of the enclosing trace")
         return traced.differentiate() if replay is Replay.HERE else call()
     if function.custom and function.symmetric and not _has_forward_mode(traced, function):
-        recording.decline("a rule that you vouch for has no forward mode: it calls a custom_vjp")
-        function = replace(function, symmetric=False)
+        why = "you vouch for it, but it has no forward mode: its rule calls a custom_vjp"
+        stuck = tuple(replace(suspect, why=why) for suspect in find_suspects(traced.jaxpr))
+        function = replace(function, symmetric=False, suspects=stuck)
     recording.num_captured += 1
     outputs = primal_p.bind(*traced.consts, *traced.point, function=function)
     pullback = Pullback(function, traced.layout, traced.closure, traced.leaves)
@@ -177,10 +179,20 @@ def _has_forward_mode(traced: TracedFunction, function: Differentiand) -> bool:
         return jax.jvp(lambda point: function.gradient(traced.consts, point), (point,), (point,))
 
     try:
-        jax.make_jaxpr(push)(traced.point)
+        jaxpr = jax.make_jaxpr(push)(traced.point)
     except TypeError:
         return False
-    return True
+    live, _ = dce_jaxpr(jaxpr.jaxpr, [True] * len(jaxpr.jaxpr.outvars))
+    return not _holds_one_way_rule(live)
+
+
+def _holds_one_way_rule(jaxpr: Any) -> bool:
+    """Whether a custom_vjp was pushed forward; JAX only says so when it lowers the program."""
+    return any(
+        eqn.primitive is primitives.custom_lin_p
+        or any(map(_holds_one_way_rule, jaxprs_in_params(eqn.params)))
+        for eqn in jaxpr.eqns
+    )
 
 
 @dataclass(frozen=True)
@@ -201,7 +213,10 @@ class Captured:
 
 
 def capture(
-    fun: Callable[..., Any], leaves: list[Any], assume_symmetric: str | tuple[str, ...] = ()
+    fun: Callable[..., Any],
+    leaves: list[Any],
+    assume_symmetric: str | tuple[str, ...] = (),
+    source: Callable[..., Any] | None = None,
 ) -> Captured:
     """Trace a function of flat arrays under mixflow.
 
@@ -209,6 +224,7 @@ def capture(
         fun: takes the leaves, returns a pytree of arrays.
         leaves: arrays, tracers, or `jax.ShapeDtypeStruct`.
         assume_symmetric: as for `mixflow.compile`.
+        source: the user's function, for JAX's messages to name; by default `fun`.
 
     Raises:
         Whatever `fun` raises.
@@ -216,7 +232,7 @@ def capture(
     recording = Recording(assume_symmetric)
     out_tree: list[TreeDef] = []
 
-    @named_after(fun)
+    @named_after(source or fun)
     def flat(*leaves: Any) -> Any:
         result = fun(*leaves)
         out_tree.append(tree_structure(result))

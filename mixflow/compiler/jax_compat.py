@@ -141,13 +141,13 @@ def custom_rule(params: dict[str, Any]) -> Callable[..., Any] | None:
     return _unwrapped(params.get("jvp_jaxpr_fun"))
 
 
-def _unwrapped(rule: Any) -> FunctionType | None:
+def _unwrapped(rule: Any) -> Callable[..., Any] | None:
     while True:
         if isinstance(rule, _linear_util.WrappedFun):
             rule = rule.f
             continue
         if not isinstance(rule, FunctionType):
-            return None
+            return rule if callable(rule) else None
         inner = _wrapped_variable(rule.__code__)
         if inner is None:
             return rule
@@ -179,6 +179,6 @@ def rule_name(params: dict[str, Any]) -> tuple[str, str]:
     described = params["call_jaxpr"].debug_info.func_src_info or "<unknown>"
     name, _, place = described.partition(" at ")
     inner = _unwrapped(params.get("fwd_jaxpr_thunk")) if name == "wrapped_fun" else None
-    if inner is None:
+    if not isinstance(inner, FunctionType):
         return name, place
     return inner.__name__, f"{inner.__code__.co_filename}:{inner.__code__.co_firstlineno}"

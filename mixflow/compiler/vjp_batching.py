@@ -18,6 +18,7 @@ from jax.interpreters import batching
 
 from mixflow.compiler import jax_compat
 from mixflow.compiler.differentiand import Differentiand, Values
+from mixflow.compiler.recording import current_recording
 from mixflow.compiler.vjp_primitive import primal_p, pushforward, pushforward_p, vjp_p
 
 Dims = Sequence[int | None]
@@ -110,6 +111,7 @@ def _vjp_of_mapped_cotangents(
     axis: Any, operands: Values, dims: Dims, *, function: Differentiand, with_value: bool
 ) -> tuple[list[Any], Sequence[int | None]]:
     """One forward pass for all lanes: an ordinary vjp, its pullback mapped."""
+    _note_shared_forward_pass()
     consts, point, cotangents = function.split(operands)
     outputs, pullback = function.value_and_pullback(consts, point)
     outputs = outputs if with_value else []
@@ -148,6 +150,7 @@ def _pushforward_rule(
 def _pushforward_of_mapped_tangents(
     axis: Any, operands: Values, dims: Dims, *, perturbed: tuple[bool, ...], **params: Any
 ) -> tuple[list[Any], list[int]]:
+    _note_shared_forward_pass()
     primals, tangents = operands[: len(perturbed)], operands[len(perturbed) :]
 
     def push(*tangents: Any) -> list[Any]:
@@ -155,6 +158,15 @@ def _pushforward_of_mapped_tangents(
 
     results = _vmapped(push, axis, dims[len(perturbed) :])(*tangents)
     return results, [0] * len(results)
+
+
+def _note_shared_forward_pass() -> None:
+    recording = current_recording()
+    if recording is not None:
+        recording.decline(
+            "a derivative that is mapped over its cotangents or tangents alone stays JAX's own "
+            "and shares one forward pass"
+        )
 
 
 def _vmapped(call: Callable[..., Any], axis: Any, dims: Dims) -> Callable[..., Any]:

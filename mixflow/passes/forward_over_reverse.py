@@ -52,8 +52,9 @@ class MarkSelfAdjoint(RewritePattern):
             for checkpoint in filter(has_policy, op.body.walk()):
                 declined(op, name, f"{POLICY} ({checkpoint.source})")
         for suspect in op.differentiand.suspects:
-            declined(op, name, f"{suspect}; assume_symmetric=({suspect.name!r},) vouches for it")
-        rewriter.notify_op_modified(op)
+            declined(op, name, str(suspect))
+        if has_remark(op, name):
+            rewriter.notify_op_modified(op)
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,10 @@ class _Staged:
     def arrays(self) -> list[Any]:
         return partition(self.dynamic, self.leaves)[0]
 
+    def capture(self, options: Options) -> Captured:
+        """Trace the call under mixflow."""
+        return capture(self.flat, self.arrays, options.assume_symmetric, self.fun)
+
     def flat(self, *arrays: Any) -> Any:
         """The function of the arrays alone."""
         fixed = partition(self.dynamic, self.leaves)[1]
@@ -187,10 +191,10 @@ class CompiledFunction:
         return make_report(self, args, kwargs, run=run, verify=verify)
 
     def _staged(self, *, differentiated: bool) -> Callable[..., Any]:
-        @functools.wraps(self._fun)
+        @functools.wraps(self._fun, updated=())
         def staged(*args: Any, **kwargs: Any) -> Any:
             call = _Staged.of(self._fun, args, kwargs)
-            captured = capture(call.flat, call.arrays, self._options.assume_symmetric)
+            captured = call.capture(self._options)
             program = optimise(captured, self._pipeline, differentiated=differentiated).jaxpr
             results = jax.core.eval_jaxpr(program.jaxpr, program.consts, *call.arrays)
             return tree_unflatten(captured.out_tree, results)
@@ -201,10 +205,10 @@ class CompiledFunction:
         """Capture under `jax.jit`, which knows what of the arguments is static."""
         found: list[Captured] = []
 
-        @functools.wraps(self._fun)
+        @functools.wraps(self._fun, updated=())
         def stage(*args: Any, **kwargs: Any) -> Any:
             call = _Staged.of(self._fun, args, kwargs)
-            found.append(capture(call.flat, call.arrays, self._options.assume_symmetric))
+            found.append(call.capture(self._options))
 
         jax.jit(stage, **_static_only(self._options.jit)).trace(*args, **kwargs)
         return found[-1]

@@ -359,7 +359,9 @@ SHARED = [
 
 @pytest.mark.parametrize("meta_loss", FORMS, ids=lambda f: f.__name__.removeprefix("with_"))
 def test_meta_gradient_is_that_of_plain_jax(meta_loss: Any) -> None:
-    trace = assert_same_meta_gradient(meta_loss, ETA, captured=meta_loss not in SHARED)
+    tolerance = 1e-6 if meta_loss is with_mixed_precision else 1e-9  # it rounds to float32
+    captured = meta_loss not in SHARED
+    trace = assert_same_meta_gradient(meta_loss, ETA, captured=captured, tolerance=tolerance)
     assert trace.num_captured > 0
 
 
@@ -374,7 +376,7 @@ def test_a_pullback_that_is_never_called_leaves_the_value() -> None:
 
 @pytest.mark.parametrize(
     "meta_loss",
-    [form for form in FORMS if form not in [*SHARED, with_jacrev_of_grad]],
+    [form for form in FORMS if form not in [*SHARED, with_jacrev_of_grad, with_jacfwd_of_grad]],
     ids=lambda f: f.__name__.removeprefix("with_"),
 )
 def test_nothing_is_declined(meta_loss: Any) -> None:
@@ -383,7 +385,7 @@ def test_nothing_is_declined(meta_loss: Any) -> None:
 
 @pytest.mark.parametrize("meta_loss", SHARED, ids=lambda f: f.__name__.removeprefix("with_"))
 def test_a_shared_forward_pass_is_reported(meta_loss: Any) -> None:
-    assert "deeper" in reasons(captures(meta_loss, ETA))
+    assert "one forward pass" in reasons(captures(meta_loss, ETA))
 
 
 def auxiliary(kind: str, theta: Any, eta: Any) -> Any:

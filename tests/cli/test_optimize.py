@@ -100,10 +100,12 @@ def test_the_exported_program_runs_and_gives_what_the_model_gives(run: Any, tmp_
     blob = (tmp_path / "made" / "meta_loss" / "program.jax_export").read_bytes()
     exported = jax.export.deserialize(bytearray(blob))
     args = [jax.numpy.full(aval.shape, 0.5, aval.dtype) for aval in exported.in_avals]
-    (value,) = exported.call(*args)
+    value, gradient = exported.call(*args)
     scope: dict[str, Any] = {}
     exec(compile(MODEL, "model.py", "exec"), scope)
-    assert jax.numpy.allclose(value, scope["meta_loss"].fun(*args), rtol=1e-5)
+    expected = jax.value_and_grad(scope["meta_loss"].fun)(*args)
+    assert jax.numpy.allclose(value, expected[0], rtol=1e-5)
+    assert jax.numpy.allclose(gradient, expected[1], rtol=1e-5)
 
 
 def test_a_declined_rewrite_says_which_function_and_where(run: Any) -> None:

@@ -58,7 +58,7 @@ def test_a_dissolved_jit_may_give_back_its_arguments():
 
 def test_a_jit_is_dissolved_inside_regions():
     def f(x):
-        step = jax.jit(lambda c: gradient(c) * 2)
+        step = jax.jit(lambda c: jax.grad(lambda y: jnp.sum(jnp.sin(y) ** 2))(c) * 2)
         x = jax.lax.scan(lambda c, _: (step(c), None), x, None, length=2)[0]
         x = jax.lax.cond(x[0] > 0, step, lambda y: y, x)
         return jax.grad(lambda y: jnp.sum(step(y)))(x) + jax.checkpoint(step)(x)
@@ -71,7 +71,8 @@ TABLE = np.linspace(-1.0, 1.0, 9).reshape(3, 3)
 
 
 @pytest.mark.parametrize("where", ["main", "scan", "checkpoint", "cond", "gradient"])
-def test_a_dissolved_jit_takes_its_constants_along(where):
+def test_a_jit_with_constants_is_dissolved_where_they_may_go(where):
+    """A loop's body has no arrays of its own: there the jit that carries them stays."""
     table = jnp.asarray(TABLE)
     step = jax.jit(lambda c: gradient(TABLE @ c) + table[0])
 
@@ -88,7 +89,7 @@ def test_a_dissolved_jit_takes_its_constants_along(where):
             case _:
                 return jax.grad(lambda y: jnp.sum(step(y)))(x)
 
-    assert "jaxpr.jit" not in ir("canonicalize", f, X)
+    assert ("jaxpr.jit" in ir("canonicalize", f, X)) == (where in ("scan", "checkpoint", "cond"))
     assert_close(mixflow.compile(f)(X), jax.jit(f)(X))
 
     def g(x):

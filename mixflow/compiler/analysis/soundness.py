@@ -133,9 +133,10 @@ def _nested_suspects(jaxpr: Any) -> Iterator[Suspect]:
 
 
 def _suspect(equation: Any) -> Suspect:
-    why = OPAQUE[equation.primitive.name]
     name, place = equation.primitive.name, "<unknown>"
     if "call_jaxpr" in equation.params:
         name, place = jax_compat.rule_name(equation.params)
     location = jax_compat.source_location(equation.source_info)
-    return Suspect(name, place if location is None else f"{location[0]}:{location[1]}", why)
+    at = place if location is None else f"{location[0]}:{location[1]}"
+    advice = f"assume_symmetric=({name!r},) vouches for it"
+    return Suspect(name, at, f"{OPAQUE[equation.primitive.name]}; {advice}")
