@@ -16,6 +16,15 @@ def _capturing() -> AbstractContextManager[Any]:
     return nullcontext() if current_recording() else Recording().active()
 
 
+def _symbolic(call: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(call)
+    def symbolic(*args: Any, **kwargs: Any) -> Any:
+        with _capturing():
+            return call(*args, **kwargs)
+
+    return symbolic
+
+
 def vjp(fun: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
     """`jax.vjp` whose own derivative is forward-over-reverse, with or without `mixflow.compile`.
 
@@ -27,7 +36,7 @@ def vjp(fun: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
     Returns:
         The value, its pullback, and the auxiliary data if `has_aux`.
 
-    Source: Kemaev et al. (ICML 2025, arXiv 2505.00793), section 3.
+    Source: Kemaev et al. (ICML 2025, arXiv 2505.00793).
     """
     with _capturing():
         return jax.vjp(fun, *primals, has_aux=has_aux)
@@ -41,14 +50,7 @@ def value_and_grad(
     allow_int: bool = False,
 ) -> Callable[..., Any]:
     """`jax.value_and_grad` whose own derivative is forward-over-reverse; arguments as there."""
-    call = jax.value_and_grad(fun, argnums, has_aux, holomorphic, allow_int)
-
-    @functools.wraps(call)
-    def symbolic(*args: Any, **kwargs: Any) -> Any:
-        with _capturing():
-            return call(*args, **kwargs)
-
-    return symbolic
+    return _symbolic(jax.value_and_grad(fun, argnums, has_aux, holomorphic, allow_int))
 
 
 def grad(
@@ -59,11 +61,4 @@ def grad(
     allow_int: bool = False,
 ) -> Callable[..., Any]:
     """`jax.grad` whose own derivative is forward-over-reverse; arguments as there."""
-    call = jax.grad(fun, argnums, has_aux, holomorphic, allow_int)
-
-    @functools.wraps(call)
-    def symbolic(*args: Any, **kwargs: Any) -> Any:
-        with _capturing():
-            return call(*args, **kwargs)
-
-    return symbolic
+    return _symbolic(jax.grad(fun, argnums, has_aux, holomorphic, allow_int))

@@ -15,7 +15,7 @@ The last one is what makes forward-over-reverse out of reverse-over-reverse. Wit
 for cotangents s of y and v of x̄, and since second derivatives commute all three come out of
 one forward-mode pass: push (ẋ = v, ẇ = s) through (x, w) ↦ (f, ∇_{c,x} ⟨f, w⟩). Nothing from
 inside f is kept between the two passes. Kemaev et al., "Scalable Meta-Learning via Mixed-Mode
-Differentiation" (ICML 2025, arXiv 2505.00793), section 3; `docs/derivative-rule.md` proves it.
+Differentiation" (ICML 2025, arXiv 2505.00793); `docs/derivative-rule.md` proves it.
 
 An equation whose `symmetric` is false never uses that rule: it differentiates as the plain
 `jax.vjp` that it stands for, to the letter.

@@ -61,7 +61,7 @@ class MarkSelfAdjoint(RewritePattern):
 class ForwardOverReverse(ModulePass):
     """The symmetric derivative rule for every gradient inside a differentiated region.
 
-    Source: Kemaev et al. (ICML 2025, arXiv 2505.00793), section 3; `docs/derivative-rule.md`.
+    Source: Kemaev et al. (ICML 2025, arXiv 2505.00793); `docs/derivative-rule.md`.
     """
 
     name = "forward-over-reverse"

@@ -65,7 +65,7 @@ class SaveGradients(RewritePattern):
 class SaveInnerGradients(ModulePass):
     """A checkpointed step keeps its inner gradients, and does not compute them twice.
 
-    Source: Kemaev et al. (ICML 2025, arXiv 2505.00793), section 4.
+    Source: Kemaev et al. (ICML 2025, arXiv 2505.00793).
     """
 
     name = "save-inner-gradients"

@@ -56,7 +56,7 @@ class Report:
         return [("plain JAX", self.before), *middle, ("mixflow", self.after)]
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form (design, section 10)."""
+        """The JSON form; `docs/command-line.md` lists the fields."""
         checkpointed = None if self.checkpointed is None else self.checkpointed.to_dict()
         verified = None if self.verified is None else vars(self.verified)
         return {

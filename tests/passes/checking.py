@@ -163,3 +163,26 @@ def assert_memory_falls(f: Callable[..., Any], args: Any, *steps: tuple[str, flo
         assert_close(result, expected)
         assert after < ratio * before, f"{passes}: {after} is {after / before:.2f} of {before}"
         before = after
+
+
+THETA = jnp.array([0.5, -1.5, 2.0])
+
+
+def loss(theta: Any, eta: Any) -> Any:
+    """A small inner loss."""
+    return jnp.sum(jnp.tanh(theta * eta) ** 2)
+
+
+def step(theta: Any, eta: Any) -> Any:
+    """One gradient step on it."""
+    return theta - 0.1 * jax.grad(loss)(theta, eta)
+
+
+def looped(body: Callable[..., Any], length: int = 3) -> Callable[..., Any]:
+    """A meta-loss with a loop whose body maps theta and eta to the next theta."""
+
+    def f(eta: Any) -> Any:
+        theta, _ = jax.lax.scan(lambda t, _: (body(t, eta), None), THETA, None, length=length)
+        return jnp.sum(jnp.sin(theta))
+
+    return f

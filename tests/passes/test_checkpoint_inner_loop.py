@@ -16,10 +16,13 @@ from checking import (
     assert_right,
     check,
     ir,
+    looped,
+    loss,
     meta_args,
     meta_loss,
     optimised,
     run_and_measure,
+    step,
 )
 from jax.experimental import io_callback
 from support import assert_close
@@ -29,24 +32,6 @@ import mixflow
 X = jnp.array([0.5, -1.5, 2.0])
 NAME = "checkpoint-inner-loop"
 BEFORE = "canonicalize,cse,fuse-value-and-pullback,canonicalize"
-
-
-def loss(theta, eta):
-    return jnp.sum(jnp.tanh(theta * eta) ** 2)
-
-
-def step(theta, eta):
-    return theta - 0.1 * jax.grad(loss)(theta, eta)
-
-
-def looped(body, length=3):
-    """A meta-loss with a loop whose body maps theta and eta to the next theta."""
-
-    def f(eta):
-        theta, _ = jax.lax.scan(lambda t, _: (body(t, eta), None), X, None, length=length)
-        return jnp.sum(jnp.sin(theta))
-
-    return f
 
 
 def test_a_step_becomes_a_checkpoint():

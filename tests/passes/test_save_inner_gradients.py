@@ -14,10 +14,13 @@ from checking import (
     assert_right,
     check,
     ir,
+    looped,
+    loss,
     meta_args,
     meta_loss,
     optimised,
     run_and_measure,
+    step,
 )
 from support import assert_close
 
@@ -30,22 +33,6 @@ BEFORE = (
     "canonicalize,cse,fuse-value-and-pullback,canonicalize,"
     "forward-over-reverse,checkpoint-inner-loop"
 )
-
-
-def loss(theta, eta):
-    return jnp.sum(jnp.tanh(theta * eta) ** 2)
-
-
-def step(theta, eta):
-    return theta - 0.1 * jax.grad(loss)(theta, eta)
-
-
-def looped(body, length=3):
-    def f(eta):
-        theta, _ = jax.lax.scan(lambda t, _: (body(t, eta), None), X, None, length=length)
-        return jnp.sum(jnp.sin(theta))
-
-    return f
 
 
 def test_the_gradient_of_a_step_is_named_and_saved():

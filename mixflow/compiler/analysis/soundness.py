@@ -89,14 +89,13 @@ def is_trusted(equation: Any) -> bool:
 
 
 def custom_rules(jaxpr: Any) -> Iterator[Any]:
-    """The equations of a jaxpr that carry an untrusted rule, outside of symbolic derivatives."""
+    """Every equation in a jaxpr that carries an untrusted rule, at any depth."""
     for equation in jaxpr.eqns:
-        if equation.primitive.name in OPAQUE:
-            if not is_trusted(equation):
-                yield equation
-            continue
-        for inner in jaxprs_in_params(equation.params):
-            yield from custom_rules(inner)
+        if equation.primitive.name not in OPAQUE:
+            for inner in nested_jaxprs(equation):
+                yield from custom_rules(inner)
+        elif not is_trusted(equation):
+            yield equation
 
 
 def find_suspects(jaxpr: Any) -> tuple[Suspect, ...]:
@@ -104,8 +103,7 @@ def find_suspects(jaxpr: Any) -> tuple[Suspect, ...]:
 
     Those inside a nested symbolic derivative count: f is suspect when a loss inside it is.
     """
-    own = [_suspect(equation) for equation in custom_rules(jaxpr)]
-    return tuple(dict.fromkeys([*own, *_nested_suspects(jaxpr)]))
+    return tuple(dict.fromkeys(map(_suspect, custom_rules(jaxpr))))
 
 
 def nested_jaxprs(equation: Any) -> Iterator[Any]:
@@ -123,13 +121,6 @@ def holds_derivative(jaxpr: Any) -> bool:
         or any(map(holds_derivative, jaxprs_in_params(equation.params)))
         for equation in jaxpr.eqns
     )
-
-
-def _nested_suspects(jaxpr: Any) -> Iterator[Suspect]:
-    for equation in jaxpr.eqns:
-        yield from getattr(equation.params.get("function"), "suspects", ())
-        for inner in jaxprs_in_params(equation.params):
-            yield from _nested_suspects(inner)
 
 
 def _suspect(equation: Any) -> Suspect:
