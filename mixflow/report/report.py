@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -117,9 +117,7 @@ def make_report(
         else measured_target(function.fun, args, kwargs, options.jit)
     )
     plain = jax.jit(target, **options.jit)
-    optimised = CompiledFunction(
-        target, Options(options.passes, options.assume_symmetric, False, options.jit)
-    )
+    optimised = CompiledFunction(target, replace(options, verify=False))
     try:
         before = measure(plain, args, kwargs, run=run)
     except ValueError:
@@ -150,7 +148,7 @@ def _checkpointed(
     target: Any, options: Options, args: tuple[Any, ...], kwargs: dict[str, Any], *, run: bool
 ) -> Measurement | None:
     """Plain JAX with a checkpointed step, where there is a step."""
-    function = CompiledFunction(target, Options(passes=CHECKPOINTED_STEP, jit=options.jit))
+    function = CompiledFunction(target, replace(options, passes=CHECKPOINTED_STEP, verify=False))
     if not function.optimised(*args, **kwargs).rewrites:
         return None
     return measure(function, args, kwargs, run=run).measurement
