@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import enum
 import functools
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -27,13 +28,7 @@ from mixflow.compiler import jax_compat, vjp_batching
 from mixflow.compiler.analysis.soundness import custom_rules, find_suspects, nested_jaxprs
 from mixflow.compiler.differentiand import Differentiand, TreeDef, is_inexact, named_after
 from mixflow.compiler.pullback import Pullback
-from mixflow.compiler.recording import (
-    Decline,
-    Recording,
-    call_site,
-    current_recording,
-    format_location,
-)
+from mixflow.compiler.recording import Decline, Recording, current_recording
 from mixflow.compiler.traced import TracedFunction, WrongResult, trace_function
 from mixflow.compiler.vjp_primitive import primal_p
 
@@ -72,7 +67,6 @@ def _bind(recording: Recording, traced: TracedFunction, call: Callable[[], Any])
         symmetric=not suspects,
         custom=any(custom_rules(traced.jaxpr)),
         suspects=suspects,
-        origin=call_site(),
     )
     reason = _impure(traced)
     if reason:
@@ -155,21 +149,16 @@ def _replay(traced: TracedFunction, function: Differentiand) -> Replay:
 
 
 def _unseen_derivatives(jaxpr: Any) -> Iterator[Decline]:
-    """A warning where a program was differentiated and no `jax.vjp` of it was seen."""
+    """A warning for each equation of a derivative that no `jax.vjp` was seen to make."""
     for eqn in jaxpr.eqns:
         if "transpose(" in str(eqn.source_info.name_stack):
-            at = format_location(jax_compat.source_location(eqn.source_info))
             why = (
                 "the program differentiates, but not through a jax.vjp that mixflow saw: one "
                 "bound before mixflow was imported, as by `from jax import vjp`, is not seen"
             )
-            yield Decline("capture", at, why)
-            return
+            yield Decline("capture", jax_compat.source_line(eqn.source_info), why)
         for inner in nested_jaxprs(eqn):
-            found = list(_unseen_derivatives(inner))
-            if found:
-                yield from found
-                return
+            yield from _unseen_derivatives(inner)
 
 
 def _has_forward_mode(traced: TracedFunction, function: Differentiand) -> bool:
@@ -241,7 +230,7 @@ def capture(
     with recording.active():
         jaxpr = jax.make_jaxpr(flat)(*leaves)
     if not recording.declines:
-        recording.declines.extend(_unseen_derivatives(jaxpr))
+        recording.declines.extend(itertools.islice(_unseen_derivatives(jaxpr), 1))
     return Captured(jaxpr, out_tree[-1], tuple(recording.declines), recording.num_captured)
 
 

@@ -28,8 +28,8 @@ class Differentiand:
         symmetric: whether f's reverse-mode program is known to be a true gradient, so that the
             pullback of its pullback may be taken as the pushforward of its pullback.
         custom: whether f holds custom rules that mixflow does not know, vouched for or not.
-        suspects: what speaks against that, for the report.
-        origin: file and line of the user's call.
+        suspects: what speaks against `symmetric`, for the report.
+        batched: `vmap f` for each pattern of mapped constants that was met.
     """
 
     jaxpr: ClosedJaxpr
@@ -38,7 +38,6 @@ class Differentiand:
     symmetric: bool
     custom: bool = False
     suspects: tuple[Any, ...] = ()
-    origin: tuple[str, int] | None = None
     batched: dict[Any, Differentiand] = field(default_factory=dict, repr=False)
 
     @cached_property

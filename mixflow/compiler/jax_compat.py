@@ -125,6 +125,12 @@ def source_location(source_info: Any) -> tuple[str, int] | None:
     return None if frame is None else (frame.file_name, frame.start_line)
 
 
+def source_line(source_info: Any) -> str:
+    """The user's `file:line` for an equation, or "<unknown>" where JAX kept no traceback."""
+    location = source_location(source_info)
+    return "<unknown>" if location is None else f"{location[0]}:{location[1]}"
+
+
 def current_source_info() -> Any:
     """The traceback and name stack of the code that is running, as equations carry them."""
     return _source_info_util.current()

@@ -58,7 +58,8 @@ class Recording:
 
     def decline(self, why: str) -> None:
         """Record that what the user's code is calling is left to JAX."""
-        self.declines.append(Decline("capture", format_location(call_site()), why))
+        at = jax_compat.source_line(jax_compat.current_source_info())
+        self.declines.append(Decline("capture", at, why))
 
 
 _current: ContextVar[Recording | None] = ContextVar("mixflow_recording", default=None)
@@ -67,13 +68,3 @@ _current: ContextVar[Recording | None] = ContextVar("mixflow_recording", default
 def current_recording() -> Recording | None:
     """The recording that this thread is tracing under, if any."""
     return _current.get()
-
-
-def call_site() -> tuple[str, int] | None:
-    """File and line of the user's code that is running, or None where JAX cannot tell."""
-    return jax_compat.source_location(jax_compat.current_source_info())
-
-
-def format_location(location: tuple[str, int] | None) -> str:
-    """`file:line`, or a word where there is none."""
-    return "<unknown>" if location is None else f"{location[0]}:{location[1]}"

@@ -176,7 +176,7 @@ def _pushforward_transpose(
     with_value: bool,
     perturbed: tuple[bool, ...],
 ) -> list[Any]:
-    """Section 5 of the design: the pullback of the pullback is the pushforward of the pullback."""
+    """The pullback of the pullback is the pushforward of the pullback."""
     primals, tangents = operands[: len(perturbed)], operands[len(perturbed) :]
     linear = [ad.is_undefined_primal(tangent) for tangent in tangents]
     wanted = [bool(flag) for flag in spread(perturbed, linear)]

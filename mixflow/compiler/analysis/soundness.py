@@ -127,7 +127,7 @@ def _suspect(equation: Any) -> Suspect:
     name, place = equation.primitive.name, "<unknown>"
     if "call_jaxpr" in equation.params:
         name, place = jax_compat.rule_name(equation.params)
-    location = jax_compat.source_location(equation.source_info)
-    at = place if location is None else f"{location[0]}:{location[1]}"
+    called_at = jax_compat.source_line(equation.source_info)
+    at = place if called_at == "<unknown>" else called_at
     advice = f"assume_symmetric=({name!r},) vouches for it"
     return Suspect(name, at, f"{OPAQUE[equation.primitive.name]}; {advice}")

@@ -14,6 +14,7 @@ from xdsl.printer import Printer
 
 from mixflow.compiler import jax_compat
 
+UNPARSABLE = "holds a JAX object: it is printed, and not read from text"
 _LONGEST_PARAM = 60
 
 
@@ -77,8 +78,7 @@ class Equation:
     @property
     def location(self) -> str:
         """The user's `file:line`, or "<unknown>"."""
-        found = jax_compat.source_location(self.source_info)
-        return "<unknown>" if found is None else f"{found[0]}:{found[1]}"
+        return jax_compat.source_line(self.source_info)
 
     def __str__(self) -> str:
         params = [f"{name}={value}" for name, value in self.params.items() if _is_short(value)]
@@ -160,9 +160,3 @@ class ValueAttr(_Payload):
     """The `Constant` behind a literal or a constant."""
 
     name = "jaxpr.value"
-
-
-UNPARSABLE = "holds a JAX object: it is printed, and not read from text"
-
-
-__all__ = ["AvalType", "Constant", "Equation", "EquationAttr", "FunctionAttr", "ValueAttr"]
