@@ -13,11 +13,12 @@ from jax.tree_util import tree_flatten, tree_unflatten
 
 import mixflow
 from mixflow.compiler.capture import Captured, capture
+from mixflow.passes import DEFAULT_PIPELINE
 
 
 def compiled(f: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """`f` as mixflow runs it."""
-    return mixflow.compile(f, **options)
+    """`f` with every rewrite that applies, whether or not the planner would find that it pays."""
+    return mixflow.compile(f, **{"passes": DEFAULT_PIPELINE, **options})
 
 
 def captures(

@@ -13,6 +13,7 @@ import jax
 import jax.extend.core
 import jax.numpy as jnp
 import pytest
+from jax.dtypes import float0
 from jax.extend.core import Primitive
 from jax.interpreters import batching
 from support import equations
@@ -252,6 +253,16 @@ def test_a_reference_is_told_from_an_array() -> None:
     assert seen == [True, True]
     assert not jax_compat.is_ref(X)
     assert not jax_compat.is_ref(jax.typeof(X))
+
+
+@pytest.mark.parametrize("weak_type", [False, True])
+def test_a_stacked_aval_is_what_a_scan_stacks(weak_type: bool) -> None:
+    (plain,) = jax.make_jaxpr(lambda x: x)(1.0 if weak_type else jnp.float32(1.0)).out_avals
+    assert plain.weak_type == weak_type
+    for aval in (plain, jax.typeof(jax.random.key(0)), jax.core.ShapedArray((2,), float0)):
+        stacked = jax_compat.stacked_aval(3, aval)
+        assert (stacked.shape, stacked.dtype) == ((3, *aval.shape), aval.dtype)
+        assert getattr(stacked, "weak_type", False) == getattr(aval, "weak_type", False)
 
 
 def test_a_private_path_leads_somewhere() -> None:

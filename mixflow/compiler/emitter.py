@@ -160,12 +160,12 @@ def _derivative(op: mf.PrimalOp | mf.VjpOp) -> JaxprEqn:
 def _checkpoint(op: jx.CheckpointOp) -> JaxprEqn:
     """A checkpoint that a pass made: JAX's own equation for one, around this body.
 
-    It stands in a loop's body, where forward and backward pass are different loops and nothing
-    could merge the two; so no barriers are asked for (`prevent_cse=False`).
+    As a loop's body it needs no barriers: forward and backward pass are different loops, and
+    nothing could merge the two. In a straight line XLA would.
     """
     names = op.saved.data.split(",") if op.saved else []
     policy = checkpoint_policies.save_only_these_names(*names) if names else None
-    wrapped = jax.checkpoint(lambda x: x, policy=policy, prevent_cse=False)
+    wrapped = jax.checkpoint(lambda x: x, policy=policy, prevent_cse=op.inline is not None)
     (eqn,) = jax.make_jaxpr(wrapped)(0.0).jaxpr.eqns
     closed = _emit_region(op.body, None)
     effects = set(closed.effects)

@@ -100,6 +100,14 @@ def scan_layout(params: dict[str, Any]) -> tuple[int, int]:
     return len(consts), len(carry)
 
 
+def stacked_aval(length: int, aval: Any) -> Any:
+    """The abstract value of `length` values stacked in front, as a scan's slices and results are.
+
+    Why private: a scan's own rule for this keeps weak types, shardings and PRNG keys.
+    """
+    return _core.unmapped_aval(length, 0, aval)
+
+
 def trace_of(tracer: Any) -> Any:
     """The trace that a tracer belongs to.
 

@@ -11,6 +11,7 @@ from mixflow.passes.checkpoint_inner_loop import CheckpointInnerLoop
 from mixflow.passes.forward_over_reverse import ForwardOverReverse
 from mixflow.passes.fuse_value_and_pullback import FuseValueAndPullback
 from mixflow.passes.save_inner_gradients import SaveInnerGradients
+from mixflow.passes.segment_loss import SegmentLoss
 
 PASSES: dict[str, type[ModulePass]] = {
     cls.name: cls
@@ -22,6 +23,7 @@ PASSES: dict[str, type[ModulePass]] = {
         ForwardOverReverse,
         CheckpointInnerLoop,
         SaveInnerGradients,
+        SegmentLoss,
     )
 }
 
@@ -33,8 +35,8 @@ OF_XDSL = {
 
 DEFAULT_PIPELINE = (
     "canonicalize,cse,fuse-value-and-pullback,canonicalize,"
-    "forward-over-reverse,checkpoint-inner-loop,save-inner-gradients"
+    "forward-over-reverse,checkpoint-inner-loop,save-inner-gradients,segment-loss"
 )
-"""What `mixflow.compile` runs when it is given no `passes`."""
+"""The rewrites in the order that they need. What a program gets is the planner's choice."""
 
 __all__ = ["DEFAULT_PIPELINE", "OF_XDSL", "PASSES"]

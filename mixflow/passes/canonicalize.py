@@ -32,16 +32,25 @@ class InlineJitAroundDerivative(RewritePattern):
 
     @op_type_rewrite_pattern
     def match_and_rewrite(self, op: jx.JitOp, rewriter: PatternRewriter) -> None:
-        if not _is_plain(op) or not _holds_derivative(op) or _constants_would_be_lost(op):
-            return
-        block = op.regions[0].block
-        yielded = block.last_op
-        assert yielded is not None
-        results = list(yielded.operands)
-        rewriter.erase(yielded)
-        rewriter.inline_block(block, InsertPoint.before(op), op.operands)
-        operands: dict[SSAValue, SSAValue] = dict(zip(block.args, op.operands, strict=True))
-        rewriter.replace(op, [], [operands.get(value, value) for value in results])
+        if _holds_derivative(op) and is_dissolvable(op):
+            dissolve(op, rewriter)
+
+
+def is_dissolvable(op: jx.JitOp) -> bool:
+    """Whether a nested jit means no more than its body."""
+    return _is_plain(op) and not _constants_would_be_lost(op)
+
+
+def dissolve(op: jx.JitOp, rewriter: PatternRewriter) -> None:
+    """Put a nested jit's body in its place."""
+    block = op.regions[0].block
+    yielded = block.last_op
+    assert yielded is not None
+    results = list(yielded.operands)
+    rewriter.erase(yielded)
+    operands: dict[SSAValue, SSAValue] = dict(zip(block.args, op.operands, strict=True))
+    rewriter.inline_block(block, InsertPoint.before(op), op.operands)
+    rewriter.replace(op, [], [operands.get(value, value) for value in results])
 
 
 def _is_plain(op: jx.JitOp) -> bool:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from xdsl.context import Context
-from xdsl.dialects.builtin import ModuleOp
+from xdsl.dialects.builtin import ModuleOp, StringAttr
 from xdsl.ir import Block, Operation, Region
 from xdsl.passes import ModulePass
 from xdsl.pattern_rewriter import (
@@ -20,6 +21,8 @@ from mixflow.compiler.dialects.jaxpr import CheckpointOp, ScanOp, YieldOp
 from mixflow.compiler.dialects.mixflow import VjpOp
 from mixflow.compiler.dialects.remarks import declined, has_remark, rewrote
 from mixflow.compiler.emitter import main_function
+from mixflow.compiler.nesting import Nest, choose_nest
+from mixflow.passes.nested_scans import nest_scan
 
 
 def is_inner_loop(op: ScanOp) -> bool:
@@ -40,6 +43,12 @@ def is_checkpointed(op: ScanOp) -> bool:
     return not any(isinstance(inner, VjpOp) for other in bare for inner in other.walk())
 
 
+def is_level(op: Operation | None) -> TypeGuard[CheckpointOp]:
+    """Whether an operation is a checkpoint that this pass has made: a step, or a level of steps."""
+    name = CheckpointInnerLoop.name
+    return isinstance(op, CheckpointOp) and op.made_by is not None and op.made_by.data == name
+
+
 def checkpoint_body(block: Block) -> CheckpointOp:
     """Put everything that a block does into one checkpoint."""
     inner = Block(arg_types=block.arg_types)
@@ -58,31 +67,63 @@ def checkpoint_body(block: Block) -> CheckpointOp:
 
 @dataclass
 class CheckpointBody(RewritePattern):
-    """Checkpoint the body of each loop that was found active."""
+    """Checkpoint the body of each loop that was found active, after nesting it."""
 
     active: set[ScanOp]
+    levels: int
 
     @op_type_rewrite_pattern
     def match_and_rewrite(self, op: ScanOp, rewriter: PatternRewriter) -> None:
         name = CheckpointInnerLoop.name
         if op not in self.active or has_remark(op, name) or not is_inner_loop(op):
             return
+        if is_level(op.regions[0].block.first_op):
+            return
         if is_checkpointed(op):
             declined(op, name, "the step is in a jax.checkpoint of yours already")
         elif op.info.effects:
             declined(op, name, "the step has effects, which must not happen twice")
         else:
-            checkpoint_body(op.regions[0].block)
-            rewrote(op, name, f"each of the {op.length} steps keeps its inputs and is recomputed")
+            self._checkpoint(op, rewriter)
+            return
         rewriter.notify_op_modified(op)
+
+    def _checkpoint(self, op: ScanOp, rewriter: PatternRewriter) -> None:
+        is_known = isinstance(op.params["length"], int)  # jax.export has symbolic ones
+        nest = choose_nest(op.length, self.levels if is_known else 1)
+        loops = [op] if nest.levels == 1 else nest_scan(op, nest, rewriter)
+        for loop in loops:
+            checkpoint = checkpoint_body(loop.regions[0].block)
+            checkpoint.made_by = StringAttr(CheckpointInnerLoop.name)
+            rewriter.notify_op_modified(loop)
+        rewrote(loops[0], CheckpointInnerLoop.name, describe(nest))
+
+
+def describe(nest: Nest) -> str:
+    """What was done to a loop, for the report."""
+    if nest.levels == 1:
+        return f"each of the {nest.steps} steps keeps its inputs and is recomputed"
+    return f"{nest.steps} steps as {nest}: each level keeps its inputs, and runs its steps again"
 
 
 @dataclass(frozen=True)
 class CheckpointInnerLoop(ModulePass):
-    """One level of rematerialisation: the step of a loop that takes gradient steps."""
+    """Rematerialise the steps of a loop that takes gradient steps, in nested levels if asked to.
+
+    Arguments:
+        levels: how deep the steps are nested at most. T steps in K levels hold about K·T^(1/K)
+            states of the loop in place of T, and run forward K - 1 times more.
+    """
 
     name = "checkpoint-inner-loop"
+    levels: int = 1
+
+    def __post_init__(self) -> None:
+        if self.levels < 1:
+            raise ValueError(f"levels={self.levels}: a loop has at least one level")
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
         active = find_activity(main_function(op)).loops
-        PatternRewriteWalker(CheckpointBody(active)).rewrite_module(op)
+        # A loop's body is copied when it is nested: the loops inside it come first.
+        pattern = CheckpointBody(active, self.levels)
+        PatternRewriteWalker(pattern, walk_regions_first=True).rewrite_module(op)

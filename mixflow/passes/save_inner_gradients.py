@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from xdsl.context import Context
 from xdsl.dialects.builtin import ModuleOp, StringAttr
-from xdsl.ir import Region
+from xdsl.ir import Operation, Region, SSAValue
 from xdsl.passes import ModulePass
 from xdsl.pattern_rewriter import (
     PatternRewriter,
@@ -17,11 +17,19 @@ from xdsl.pattern_rewriter import (
 )
 from xdsl.rewriter import InsertPoint
 
-from mixflow.compiler.dialects.jaxpr import CheckpointOp, JitOp
-from mixflow.compiler.dialects.mixflow import NameOp, VjpOp
-from mixflow.compiler.dialects.remarks import rewrote
+from mixflow.compiler.analysis.activity import find_activity
+from mixflow.compiler.analysis.residuals import is_read_backward
+from mixflow.compiler.dialects.attributes import aval_of
+from mixflow.compiler.dialects.jaxpr import CheckpointOp, JitOp, ScanOp
+from mixflow.compiler.dialects.mixflow import DerivativeOp, NameOp, VjpOp
+from mixflow.compiler.dialects.remarks import declined, has_remark, rewrote
+from mixflow.compiler.differentiand import is_inexact
+from mixflow.compiler.emitter import main_function
+from mixflow.passes.checkpoint_inner_loop import is_level
 
 LABEL = "mixflow.inner_gradient"
+SAVED = "the gradient is saved, not computed again"
+UNREAD = "the backward pass of this loop (length {}) does not read it: there is nothing to save"
 
 
 def gradients_of_step(region: Region) -> Iterator[VjpOp]:
@@ -36,39 +44,76 @@ def gradients_of_step(region: Region) -> Iterator[VjpOp]:
             yield from gradients_of_step(op.regions[0])
 
 
+def levels_around(step: CheckpointOp) -> Iterator[CheckpointOp]:
+    """A checkpointed step, and each level of steps that it is in."""
+    op: Operation | None = step
+    while op is not None and not isinstance(op, DerivativeOp):
+        if is_level(op):
+            yield op
+        op = op.parent_op()
+
+
+@dataclass
 class SaveGradients(RewritePattern):
-    """Name the gradients inside a checkpoint that a pass has made, and let it save them."""
+    """Name a step's gradients, and let the step and each level around it save them."""
+
+    active: set[SSAValue]
 
     @op_type_rewrite_pattern
     def match_and_rewrite(self, op: CheckpointOp, rewriter: PatternRewriter) -> None:
-        if op.equation is not None or op.saved is not None:
+        if not is_level(op):
             return
-        pullbacks = list(gradients_of_step(op.body))
-        if not pullbacks:
-            return
-        for pullback in pullbacks:
-            self._name(pullback, rewriter)
-        op.saved = StringAttr(LABEL)
+        levels = list(levels_around(op))
+        for pullback in gradients_of_step(op.body):
+            if not has_remark(pullback, SaveInnerGradients.name):
+                self._save(pullback, levels, rewriter)
+
+    def _save(self, op: VjpOp, levels: list[CheckpointOp], rewriter: PatternRewriter) -> None:
+        needed = self._needed(op, len(levels))
+        for gradient in needed:
+            _name(gradient, op, rewriter)
+        if needed:
+            for level in levels:
+                level.saved = StringAttr(LABEL)
+            rewrote(op, SaveInnerGradients.name, SAVED)
+        else:
+            declined(op, SaveInnerGradients.name, UNREAD.format(length_of(levels[0])))
         rewriter.notify_op_modified(op)
 
-    def _name(self, pullback: VjpOp, rewriter: PatternRewriter) -> None:
-        for gradient in pullback.gradients:
-            named = NameOp(gradient, LABEL)
-            rewriter.insert(named, InsertPoint.after(pullback))
-            gradient.replace_uses_with_if(
-                named.output, lambda use, op=named: use.operation is not op
-            )
-        rewrote(pullback, SaveInnerGradients.name, "the gradient is saved, not computed again")
+    def _needed(self, op: VjpOp, levels: int) -> list[SSAValue]:
+        """The gradients whose value somebody asks for after the first forward pass.
+
+        A level that runs its steps again needs every one, to get at the later states.
+        """
+        gradients = [value for value in op.gradients if is_inexact(aval_of(value))]
+        if levels > 1:
+            return gradients
+        return [value for value in gradients if is_read_backward(value, self.active)]
+
+
+def length_of(step: CheckpointOp) -> int:
+    """The length of the loop whose body is this checkpoint."""
+    loop = step.parent_op()
+    assert isinstance(loop, ScanOp)
+    return loop.length
+
+
+def _name(gradient: SSAValue, op: VjpOp, rewriter: PatternRewriter) -> None:
+    named = NameOp(gradient, LABEL)
+    rewriter.insert(named, InsertPoint.after(op))
+    gradient.replace_uses_with_if(named.output, lambda use: use.operation is not named)
 
 
 @dataclass(frozen=True)
 class SaveInnerGradients(ModulePass):
     """A checkpointed step keeps its inner gradients, and does not compute them twice.
 
-    Source: Kemaev et al. (ICML 2025, arXiv 2505.00793).
+    Where the backward pass reads no gradient, as in plain gradient descent at a fixed rate, there
+    is nothing to keep. Source: Kemaev et al. (ICML 2025, arXiv 2505.00793).
     """
 
     name = "save-inner-gradients"
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
-        PatternRewriteWalker(SaveGradients(), apply_recursively=False).rewrite_module(op)
+        active = find_activity(main_function(op)).values
+        PatternRewriteWalker(SaveGradients(active), apply_recursively=False).rewrite_module(op)

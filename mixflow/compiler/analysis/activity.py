@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from xdsl.dialects.func import FuncOp
-from xdsl.ir import Operation, Region, SSAValue
+from xdsl.ir import Block, Operation, Region, SSAValue
 
 from mixflow.compiler.dialects import jaxpr as jx
 from mixflow.compiler.dialects import mixflow as mf
@@ -27,10 +27,13 @@ class Activity:
     Arguments:
         pullbacks: `mixflow.vjp` operations: reverse over reverse.
         loops: scans.
+        values: the active values of every region, block arguments included, that a cotangent
+            comes back to.
     """
 
     pullbacks: set[mf.VjpOp] = field(default_factory=set)
     loops: set[jx.ScanOp] = field(default_factory=set)
+    values: set[SSAValue] = field(default_factory=set)
 
 
 def find_activity(function: FuncOp) -> Activity:
@@ -48,7 +51,8 @@ class _Walker:
     def region(self, region: Region, args: Flags) -> list[bool]:
         """Which yielded values are active, given which arguments are."""
         block = region.block
-        active: set[SSAValue] = {arg for arg, flag in zip(block.args, args, strict=True) if flag}
+        pairs = zip(block.args, args, strict=True)
+        active: set[SSAValue] = {arg for arg, flag in pairs if flag and _has_derivative(arg)}
         last = block.last_op
         for op in block.ops:
             if op is not last:
@@ -56,6 +60,7 @@ class _Walker:
                 pairs = zip(op.results, flags, strict=True)
                 active.update(result for result, flag in pairs if flag and _has_derivative(result))
         assert last is not None
+        self.found.values |= _useful(block, active)
         return [operand in active for operand in last.operands]
 
     def results(self, op: Operation, args: Flags) -> Flags:
@@ -73,8 +78,7 @@ class _Walker:
             case mf.VjpOp():
                 return self._vjp(op, args)
             case _:
-                blocks = isinstance(op, jx.LeafOp) and op.info.primitive.name == "stop_gradient"
-                return [any(args) and not blocks] * len(op.results)
+                return [any(args) and not _blocks_derivative(op)] * len(op.results)
 
     def _vjp(self, op: mf.VjpOp, args: Flags) -> Flags:
         if any(args):
@@ -107,6 +111,19 @@ class _Walker:
             if grown == carry:
                 return carry
             carry = grown
+
+
+def _useful(block: Block, active: set[SSAValue]) -> set[SSAValue]:
+    """The active values that something active is computed from, or that are given back."""
+    useful: set[SSAValue] = set()
+    for op in reversed(list(block.ops)):
+        if isinstance(op, jx.YieldOp) or any(result in useful for result in op.results):
+            useful.update(operand for operand in op.operands if operand in active)
+    return useful
+
+
+def _blocks_derivative(op: Operation) -> bool:
+    return isinstance(op, jx.LeafOp) and op.info.primitive.name == "stop_gradient"
 
 
 def _has_derivative(value: SSAValue) -> bool:

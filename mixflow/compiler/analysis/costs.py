@@ -139,3 +139,8 @@ def _size(atom: Any) -> int:
 
 def _dims(atom: Any) -> Iterator[int]:
     return (dim for dim in getattr(atom.aval, "shape", ()) if isinstance(dim, int))
+
+
+def equation_flops(eqn: Any) -> float:
+    """Floating-point operations of one equation, nested programs included."""
+    return _equation_cost(eqn, set()).flops or 0.0

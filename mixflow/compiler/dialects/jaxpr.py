@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
-from xdsl.dialects.builtin import StringAttr
+from xdsl.dialects.builtin import StringAttr, UnitAttr
 from xdsl.ir import Dialect, Operation, Region, SSAValue
 from xdsl.irdl import (
     IRDLOperation,
@@ -190,7 +190,8 @@ class JitOp(RegionOp):
 class CheckpointOp(ReadableOp):
     """`jax.checkpoint`: the user's (with its equation), or one that a pass has made.
 
-    A pass gives the names of the values that are saved; all else is recomputed.
+    A pass gives its own name, and those of the values that are saved; all else is recomputed. One
+    that stands `inline`, with its recomputation in the same straight line, needs barriers.
     """
 
     name = "jaxpr.checkpoint"
@@ -199,13 +200,15 @@ class CheckpointOp(ReadableOp):
     body = region_def("single_block")
     equation = opt_prop_def(EquationAttr)
     saved = opt_prop_def(StringAttr)
+    made_by = opt_prop_def(StringAttr)
+    inline = opt_prop_def(UnitAttr)
     traits = traits_def(EquationEffects(), IsolatedFromAbove())
 
     def __init__(self, inputs: Sequence[SSAValue], body: Region, types: Sequence[Any]) -> None:
         super().__init__(operands=[inputs], result_types=[types], regions=[body])
 
     def described(self) -> str:
-        return f"saving {self.saved.data} " if self.saved else ""
+        return f"saving {self.saved.data} " if self.saved else "inline " if self.inline else ""
 
     @property
     def source(self) -> str:

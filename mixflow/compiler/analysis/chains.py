@@ -1,0 +1,202 @@
+"""A straight-line block as a chain of units, for the schedule of what to keep."""
+
+from __future__ import annotations
+
+from bisect import bisect
+from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from xdsl.ir import Block, Operation, SSAValue
+from xdsl.traits import is_side_effect_free
+
+from mixflow.compiler.analysis.residuals import residuals_of, size_of, total_size
+from mixflow.compiler.analysis.work import work_of
+from mixflow.compiler.dialects import jaxpr as jx
+from mixflow.compiler.dialects import mixflow as mf
+from mixflow.compiler.schedule import Array, Chain
+
+MAX_UNITS = 96
+"""A chain is cut at its narrowest places, no finer than this: the schedule's cost grows as n³."""
+
+LIGHTEST = 1 / 256
+"""What a unit has at least of the whole chain's residuals and work."""
+
+_CHEAP = frozenset(
+    {
+        *("iota", "broadcast_in_dim", "reshape", "squeeze", "convert_element_type", "transpose"),
+        *("eq", "ne", "lt", "le", "gt", "ge", "and", "or", "not", "add", "sub", "mul", "select_n"),
+    }
+)
+"""Primitives that are worth running again wherever their result is read, if it is inactive."""
+
+
+@dataclass(frozen=True, eq=False)
+class Line:
+    """A block's operations as units.
+
+    Arguments:
+        units: the operations of each unit, in order.
+        cheap: operations that belong to no unit; each reader gets a copy of its own.
+        chain: the units' figures.
+    """
+
+    units: list[list[Operation]]
+    cheap: set[Operation]
+    chain: Chain
+
+
+def line_of(block: Block, active: AbstractSet[SSAValue], *, order: int) -> Line:
+    """Cut a block into units, and take their figures.
+
+    Arguments:
+        block: of a function that is differentiated.
+        active: the values that the differentiation reaches.
+        order: 1 for a reverse pass; 2 for forward over reverse, where everything has a tangent.
+    """
+    cheap = _cheap_ops(block, active)
+    ops = [op for op in block.ops if op not in cheap and not isinstance(op, jx.YieldOp)]
+    places = _Places(block, ops)
+    read = {op: residuals_of(op, active) for op in ops}
+    stored = set[SSAValue]().union(*(one.values for one in read.values()))
+    held = [total_size(stored.intersection(op.results)) + read[op].inside for op in ops]
+    weight = _shares(held) + _shares([0.0 if is_pinned(op) else work_of(op) for op in ops])
+    units = _units(ops, places.live, weight)
+    return Line(units, cheap, _figures(units, places, active, order))
+
+
+def is_pinned(op: Operation) -> bool:
+    """Whether an operation is not to be run again: it has effects, or takes gradient steps."""
+    if not is_side_effect_free(op):
+        return True
+    return any(isinstance(inner, mf.DerivativeOp) for inner in op.walk())
+
+
+def _cheap_ops(block: Block, active: AbstractSet[SSAValue]) -> set[Operation]:
+    """Operations on nothing but the block's arguments and each other, inactive and cheap."""
+    found: set[Operation] = set()
+    for op in block.ops:
+        if isinstance(op, (jx.LiteralOp, jx.ConstantOp)):
+            found.add(op)
+        elif isinstance(op, jx.LeafOp) and op.info.primitive.name in _CHEAP:
+            inputs = [operand.owner for operand in op.operands]
+            known = all(owner in found or owner is block for owner in inputs)
+            if known and not any(value in active for value in (*op.operands, *op.results)):
+                found.add(op)
+    return found
+
+
+class _Places:
+    """Where values are born and read last, by the number of the operation in the list."""
+
+    def __init__(self, block: Block, ops: Sequence[Operation]) -> None:
+        self._number = {op: place for place, op in enumerate(ops)}
+        self._end = len(ops)
+        self.born = {value: place for place, op in enumerate(ops) for value in op.results}
+        self.last = {value: self._last_use(value) for value in self.born}
+        self.live = self._live()
+
+    def _last_use(self, value: SSAValue) -> int:
+        # A cheap operation never reads what an operation of the chain has made.
+        return max((self._number.get(use.operation, self._end) for use in value.uses), default=-1)
+
+    def crossing(self, cuts: Array, size: Callable[[SSAValue], int]) -> Array:
+        """Bytes that cross the cut before each of some operations."""
+        change = np.zeros(self._end + 2)
+        for value, place in self.born.items():
+            if self.last[value] > place:
+                change[place + 1] += size(value)
+                change[self.last[value] + 1] -= size(value)
+        return np.cumsum(change)[cuts]
+
+    def _live(self) -> Array:
+        """Bytes that cross the cut after each operation."""
+        return self.crossing(np.arange(1, self._end + 1), size_of)
+
+
+def _shares(amounts: Sequence[float]) -> Array:
+    return np.array(amounts, float) / max(sum(amounts), 1e-300)
+
+
+def _units(ops: list[Operation], live: Array, weight: Array) -> list[list[Operation]]:
+    """Cut at narrow places, the narrowest first, while both parts weigh enough to be worth it.
+
+    Arguments:
+        ops: what is cut.
+        live: bytes that cross the cut after each operation.
+        weight: of each operation, as a share of the whole.
+    """
+    total = np.concatenate([[0.0], np.cumsum(weight)])
+    edges = [0, len(ops)]
+    for cut in _candidates(live, weight):
+        place = bisect(edges, cut)
+        start, stop = edges[place - 1 : place + 1]
+        if min(total[cut] - total[start], total[stop] - total[cut]) > LIGHTEST:
+            edges.insert(place, cut)
+        if len(edges) > MAX_UNITS:
+            break
+    return [ops[start:stop] for start, stop in pairwise(edges) if start < stop]
+
+
+def _candidates(live: Array, weight: Array) -> list[int]:
+    """Places where fewer bytes cross than just before and after, and next to heavy operations."""
+    before = np.concatenate([[np.inf], live[:-1]])
+    after = np.concatenate([live[1:], [np.inf]])
+    heavy = weight > LIGHTEST
+    beside = heavy | np.concatenate([heavy[1:], [False]])
+    places = np.flatnonzero(((live < before) & (live <= after)) | beside)
+    places = places[places < len(live) - 1]
+    return (places[np.argsort(live[places], kind="stable")] + 1).tolist()
+
+
+def _figures(
+    units: list[list[Operation]],
+    places: _Places,
+    active: AbstractSet[SSAValue],
+    order: int,
+) -> Chain:
+    read = {op: residuals_of(op, active) for unit in units for op in unit}
+    stored = set[SSAValue]().union(*(one.values for one in read.values()))
+    starts = np.cumsum([0, *map(len, units)])
+
+    def copies(value: SSAValue) -> int:
+        """Bytes of a value with its tangent."""
+        return size_of(value) * (order if value in active else 1)
+
+    kept: list[float] = []
+    working: list[float] = []
+    for unit in units:
+        held = peak = 0
+        for op in unit:
+            place = places.born[op.results[0]] if op.results else 0
+            held += order * read[op].inside
+            held += sum(copies(value) for value in op.results if value in stored)
+            # Cotangents of what is live, of the operands, and one that is being made.
+            going_back = places.live[place] + total_size(
+                value for value in {*op.operands, *op.results} if value in active
+            )
+            peak = max(peak, held + order * going_back)
+        kept.append(held)
+        working.append(peak)
+    return Chain(
+        forward=np.array([sum(map(work_of, unit)) for unit in units]),
+        kept=np.array(kept, float),
+        working=np.array(working, float),
+        entering=places.crossing(starts[:-1], lambda v: 0 if v in stored else copies(v)),
+        crossing=_crossing(places, starts, copies),
+        pinned=np.array([any(map(is_pinned, unit)) for unit in units], bool),
+    )
+
+
+def _crossing(places: _Places, starts: Array, copies: Callable[[SSAValue], int]) -> Array:
+    """At [s, t]: bytes born in units s … t−1 and read after them."""
+    n = len(starts) - 1
+    crossing = np.zeros((n + 1, n + 1))
+    for value, place in places.born.items():
+        first = int(np.searchsorted(starts, place, side="right")) - 1
+        last = int(np.searchsorted(starts, places.last[value], side="right")) - 1
+        # It counts for every run of units that holds its birth and ends before its last reader.
+        crossing[: first + 1, first + 1 : min(last, n) + 1] += copies(value)
+    return crossing
