@@ -3,7 +3,8 @@
 from mixflow.compiler.explicit import grad, value_and_grad, vjp
 from mixflow.errors import BudgetError, InputError, MixflowError, VerificationError
 from mixflow.runtime.backend import compiler_options
-from mixflow.runtime.function import CompiledFunction, compile
+from mixflow.runtime.compile import compile
+from mixflow.runtime.function import CompiledFunction
 from mixflow.runtime.symmetry import check_symmetry
 
 __all__ = [

@@ -33,12 +33,14 @@ class Optimised:
         module: its IR; None where the IR could not hold the program.
         rewrites: what the passes did.
         declines: what they, or the capture, left alone.
+        passes: the pipeline's text; empty for none.
     """
 
     jaxpr: ClosedJaxpr
     module: ModuleOp | None
     rewrites: tuple[Remark, ...]
     declines: tuple[Remark, ...]
+    passes: str = ""
 
     @property
     def text(self) -> str:

@@ -11,8 +11,9 @@ import jax
 
 from mixflow.compiler.dialects.remarks import Remark
 from mixflow.report.text import render_markdown, render_text
-from mixflow.runtime.function import CompiledFunction, Options
+from mixflow.runtime.function import CompiledFunction
 from mixflow.runtime.measure import Measurement, Program, concrete, copied, measure
+from mixflow.runtime.options import Options
 from mixflow.runtime.target import measured_target
 from mixflow.runtime.verify import Verified, nudge, verify_results
 
@@ -31,6 +32,7 @@ class Report:
         backend: the platform that the figures are for.
         before, after: figures of plain JAX and of the optimised program.
         checkpointed: figures of plain JAX with a checkpointed step; None without an inner loop.
+        plan: the pipeline that the program was given; empty where it was left as it is.
         rewrites: what passes did.
         declined: what was left alone, and why.
         verified: the comparison of results; None where none was made.
@@ -44,6 +46,7 @@ class Report:
     before: Measurement
     after: Measurement
     checkpointed: Measurement | None
+    plan: str
     rewrites: tuple[Remark, ...]
     declined: tuple[Remark, ...]
     verified: Verified | None
@@ -67,6 +70,7 @@ class Report:
             "before": self.before.to_dict(),
             "checkpointed_step": checkpointed,
             "after": self.after.to_dict(),
+            "plan": self.plan,
             "rewrites": [{"pass": r.by, "at": r.at, "what": r.text} for r in self.rewrites],
             "declined": [{"pass": r.by, "at": r.at, "why": r.text} for r in self.declined],
             "verified": verified,
@@ -135,6 +139,7 @@ def make_report(
         before=before.measurement,
         after=after.measurement,
         checkpointed=_checkpointed(target, options, args, kwargs, run=run),
+        plan=outcome.passes,
         rewrites=tuple(map(_short, outcome.rewrites)),
         declined=tuple(map(_short, outcome.declines)),
         verified=_verify(plain, optimised, args, kwargs) if verify else None,
@@ -148,7 +153,9 @@ def _checkpointed(
     target: Any, options: Options, args: tuple[Any, ...], kwargs: dict[str, Any], *, run: bool
 ) -> Measurement | None:
     """Plain JAX with a checkpointed step, where there is a step."""
-    function = CompiledFunction(target, replace(options, passes=CHECKPOINTED_STEP, verify=False))
+    function = CompiledFunction(
+        target, replace(options, passes=CHECKPOINTED_STEP, memory_budget=None, verify=False)
+    )
     if not function.optimised(*args, **kwargs).rewrites:
         return None
     return measure(function, args, kwargs, run=run).measurement

@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import io
-import math
 from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from mixflow.runtime.budget import format_bytes
 from mixflow.runtime.measure import Measurement
 
 if TYPE_CHECKING:
     from mixflow.report.report import Report
 
 _HEADS = ("program", "temporaries", "ratio", "GFLOP", "equations", "compile", "run")
-_KIBI = 1024
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
-
-
-def format_bytes(count: float) -> str:
-    """A number of bytes with a binary unit and three digits."""
-    power = min(int(math.log(count, _KIBI)) if count >= 1 else 0, len(_UNITS) - 1)
-    size = count / _KIBI**power
-    return f"{float(f'{size:.3g}'):g} {_UNITS[power]}"
 
 
 def _cells(name: str, row: Measurement, before: Measurement) -> tuple[str, ...]:
@@ -48,7 +39,12 @@ def render(report: Report) -> Group:
         table.add_column(head, justify="left" if place == 0 else "right", no_wrap=True)
     for name, row in report.rows:
         table.add_row(*_cells(name, row, report.before))
-    return Group(table, *_remarks(report), *_verdict(report))
+    return Group(table, _plan(report), *_remarks(report), *_verdict(report))
+
+
+def _plan(report: Report) -> Text:
+    words = report.plan or "the program is left as it is"
+    return Text.assemble(("plan  ", "bold"), words)
 
 
 def _remarks(report: Report) -> list[Text]:
@@ -80,6 +76,7 @@ def render_markdown(report: Report) -> str:
     lines = [f"### {report.entry}", "", f"{report.target}; JAX {report.jax}, {report.backend}", ""]
     lines += [_row(_HEADS), _row(["---", *("---:" for _ in _HEADS[1:])])]
     lines += [_row(_cells(name, row, report.before)) for name, row in report.rows]
+    lines += ["", f"**Plan** {f'`{report.plan}`' if report.plan else _plan(report).plain}"]
     for head, remarks in (("Rewrites", report.rewrites), ("Declined", report.declined)):
         lines += ["", f"**{head}**", ""]
         lines += [f"- `{r.at}` {r.by}: {r.text}" for r in remarks] or ["- none"]

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
+
+from mixflow.compiler.device import Device, device_of
 
 # JAX 0.10 on CPU undoes jax.checkpoint in straight-line code: XLA merges the recomputation with
 # the original once the barriers between them are gone. Where they stay, small loops must not be
@@ -21,6 +25,21 @@ def compiler_options(backend: str | None = None) -> dict[str, str | bool]:
     Arguments:
         backend: a platform name; by default the one that JAX would use.
     """
+    return dict(_KEEP_BARRIERS) if _undoes_checkpoints(backend or jax.default_backend()) else {}
+
+
+def planning_device(*, options_are_ours: bool) -> Device:
+    """The device that a plan is made for.
+
+    Arguments:
+        options_are_ours: whether mixflow compiles the program. In somebody else's jit it cannot
+            set `compiler_options`.
+    """
+    platform = jax.default_backend()
+    keeps = options_are_ours or not _undoes_checkpoints(platform)
+    return replace(device_of(platform), keeps_barriers=keeps)
+
+
+def _undoes_checkpoints(platform: str) -> bool:
     version = tuple(int(part) for part in jax.__version__.split(".")[:2])
-    is_cpu = (backend or jax.default_backend()) == "cpu"
-    return dict(_KEEP_BARRIERS) if is_cpu and version < _FIXED_IN else {}
+    return platform == "cpu" and version < _FIXED_IN

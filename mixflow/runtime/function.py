@@ -1,70 +1,32 @@
-"""`mixflow.compile`: a function like `jax.jit`'s, with its derivatives optimised."""
+"""A function like `jax.jit`'s, with its derivatives optimised."""
 
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import replace
 from types import MethodType
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.core
-from jax.tree_util import tree_flatten, tree_leaves, tree_unflatten
+from jax.tree_util import tree_leaves, tree_unflatten
+from xdsl.passes import PassPipeline
 
 from mixflow.compiler import jax_compat
-from mixflow.compiler.capture import Captured, capture
-from mixflow.compiler.differentiand import merge, partition
+from mixflow.compiler.capture import Captured
 from mixflow.compiler.pipeline import Optimised, import_only, optimise, parse_passes
 from mixflow.compiler.recording import current_recording
-from mixflow.errors import InputError
-from mixflow.passes import DEFAULT_PIPELINE
+from mixflow.errors import BudgetError, InputError
 from mixflow.runtime.backend import compiler_options
+from mixflow.runtime.budget import budget_bytes
+from mixflow.runtime.options import Options
+from mixflow.runtime.planning import Chooser
+from mixflow.runtime.staged import Staged, signature
 from mixflow.runtime.verify import nudge, verify_results
 
 if TYPE_CHECKING:
     from mixflow.report.report import Report
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a function is compiled; `compile` documents the fields."""
-
-    passes: str = DEFAULT_PIPELINE
-    assume_symmetric: str | tuple[str, ...] = ()
-    verify: bool = False
-    jit: dict[str, Any] = field(default_factory=dict)
-    compiler: dict[str, Any] | None = None
-
-
-@dataclass(frozen=True)
-class _Staged:
-    """A call taken apart: the arrays, and everything else in its place."""
-
-    fun: Callable[..., Any]
-    leaves: list[Any]
-    tree: Any
-    dynamic: list[bool]
-
-    @staticmethod
-    def of(fun: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Staged:
-        leaves, tree = tree_flatten((args, kwargs))
-        return _Staged(fun, leaves, tree, [isinstance(leaf, jax.core.Tracer) for leaf in leaves])
-
-    @property
-    def arrays(self) -> list[Any]:
-        return partition(self.dynamic, self.leaves)[0]
-
-    def capture(self, options: Options) -> Captured:
-        """Trace the call under mixflow."""
-        return capture(self.flat, self.arrays, options.assume_symmetric, self.fun)
-
-    def flat(self, *arrays: Any) -> Any:
-        """The function of the arrays alone."""
-        fixed = partition(self.dynamic, self.leaves)[1]
-        args, kwargs = tree_unflatten(self.tree, merge(self.dynamic, arrays, fixed))
-        return self.fun(*args, **kwargs)
 
 
 class CompiledFunction:
@@ -75,10 +37,13 @@ class CompiledFunction:
         self.__name__: str = getattr(fun, "__name__", type(fun).__name__)
         self._fun = fun
         self._options = options
-        self._pipeline = parse_passes(options.passes)
+        self._pipeline = None if options.passes is None else parse_passes(options.passes)
+        self._budget = budget_bytes(options.memory_budget)
+        self._chooser = Chooser(self._budget)
+        self._fitted: dict[Any, Any] = {}
         self._example: Callable[[], Any] | None = None
         # The jit inside other traces: compiler options belong to the outermost one.
-        self._nested = jax.jit(self._staged(differentiated=True), **options.jit)
+        self._nested = jax.jit(self._staged(self._pipeline, differentiated=True), **options.jit)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if current_recording() is not None:
@@ -89,7 +54,7 @@ class CompiledFunction:
             return self._nested(*args, **kwargs)
         if self._options.verify:
             return self._verified(args, kwargs)
-        return self._top(*args, **kwargs)
+        return self._jitted(args, kwargs)(*args, **kwargs)
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         return self if instance is None else MethodType(self, instance)
@@ -100,9 +65,37 @@ class CompiledFunction:
     @functools.cached_property
     def _top(self) -> Any:
         """The jit for calls from outside. Made late: asking for the backend starts it."""
+        return self._jit(self._pipeline)
+
+    def _jit(self, pipeline: PassPipeline | None) -> Any:
+        """A jit for calls from outside, by a pipeline, or by the planner's where that is None."""
         needed = {**compiler_options(), **(self._options.compiler or {})}
-        staged = self._staged(differentiated=False)
+        staged = self._staged(pipeline, differentiated=False)
         return jax.jit(staged, compiler_options=needed or None, **self._options.jit)
+
+    def _jitted(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The jit for these arguments: one for all, unless XLA is asked about each one's plan."""
+        asks = self._budget is not None or self._options.autotune
+        if self._pipeline is not None or not asks:
+            return self._top
+        key = signature(args, kwargs)
+        if key not in self._fitted:
+            self._fitted[key] = self._fit(args, kwargs)
+        return self._fitted[key]
+
+    def _fit(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        captured = self._captured(args, kwargs)
+        jits: dict[str, Any] = {}
+
+        def jit(passes: str) -> Any:
+            return jits.setdefault(passes, self._jit(parse_passes(passes)))
+
+        choose = self._chooser.autotune if self._options.autotune else self._chooser.confirm
+        try:
+            choose(captured, jit, args, kwargs)
+        except BudgetError as error:
+            raise BudgetError(f"{self.__name__} is {error}") from None
+        return jit(self._chooser.optimised(captured, differentiated=False).passes)
 
     @property
     def fun(self) -> Callable[..., Any]:
@@ -113,6 +106,12 @@ class CompiledFunction:
     def options(self) -> Options:
         """How it is compiled."""
         return self._options
+
+    def with_options(self, **changed: Any) -> CompiledFunction:
+        """The same function and example arguments, other options: fields of `Options`."""
+        function = CompiledFunction(self._fun, replace(self._options, **changed))
+        function._example = self._example
+        return function
 
     def example_args(self, make: Callable[[], Any]) -> Callable[[], Any]:
         """Decorate a function that returns the example arguments, as a tuple.
@@ -148,11 +147,11 @@ class CompiledFunction:
             A `jax.stages.Lowered`; its `.compile()` is callable and has `.memory_analysis()`
             and `.cost_analysis()`.
         """
-        return self._top.lower(*args, **kwargs)
+        return self._jitted(args, kwargs).lower(*args, **kwargs)
 
     def trace(self, *args: Any, **kwargs: Any) -> Any:
         """Trace for the given arguments, as `jax.jit(f).trace` does."""
-        return self._top.trace(*args, **kwargs)
+        return self._jitted(args, kwargs).trace(*args, **kwargs)
 
     def eval_shape(self, *args: Any, **kwargs: Any) -> Any:
         """Shapes and dtypes of the result, as `jax.jit(f).eval_shape` gives them."""
@@ -166,7 +165,7 @@ class CompiledFunction:
             differentiated: as it is where somebody differentiates it from outside.
         """
         captured = self._captured(args or self.examples or (), kwargs)
-        return optimise(captured, self._pipeline, differentiated=differentiated)
+        return self._optimised(captured, self._pipeline, differentiated=differentiated)
 
     def ir(
         self, *args: Any, before: bool = False, differentiated: bool = False, **kwargs: Any
@@ -190,12 +189,19 @@ class CompiledFunction:
         args = args or self.examples or ()
         return make_report(self, args, kwargs, run=run, verify=verify)
 
-    def _staged(self, *, differentiated: bool) -> Callable[..., Any]:
+    def _optimised(
+        self, captured: Captured, pipeline: PassPipeline | None, *, differentiated: bool
+    ) -> Optimised:
+        if pipeline is None:
+            return self._chooser.optimised(captured, differentiated=differentiated)
+        return optimise(captured, pipeline, differentiated=differentiated)
+
+    def _staged(self, pipeline: PassPipeline | None, *, differentiated: bool) -> Callable[..., Any]:
         @functools.wraps(self._fun, updated=())
         def staged(*args: Any, **kwargs: Any) -> Any:
-            call = _Staged.of(self._fun, args, kwargs)
+            call = Staged.of(self._fun, args, kwargs)
             captured = call.capture(self._options)
-            program = optimise(captured, self._pipeline, differentiated=differentiated).jaxpr
+            program = self._optimised(captured, pipeline, differentiated=differentiated).jaxpr
             results = jax.core.eval_jaxpr(program.jaxpr, program.consts, *call.arrays)
             return tree_unflatten(captured.out_tree, results)
 
@@ -207,84 +213,18 @@ class CompiledFunction:
 
         @functools.wraps(self._fun, updated=())
         def stage(*args: Any, **kwargs: Any) -> Any:
-            call = _Staged.of(self._fun, args, kwargs)
+            call = Staged.of(self._fun, args, kwargs)
             found.append(call.capture(self._options))
 
-        jax.jit(stage, **_static_only(self._options.jit)).trace(*args, **kwargs)
+        jax.jit(stage, **self._options.static).trace(*args, **kwargs)
         return found[-1]
 
     def _verified(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        original = jax.jit(self._fun, **_static_only(self._options.jit))
+        original = jax.jit(self._fun, **self._options.static)
         expected = original(*args, **kwargs)
         nudged = original(*nudge(args), **nudge(kwargs))
-        result = self._top(*args, **kwargs)  # last: it may take its arguments by donation
+        result = self._jitted(args, kwargs)(
+            *args, **kwargs
+        )  # last: it may take its arguments by donation
         verify_results(result, expected, nudged)
         return result
-
-
-def _static_only(options: dict[str, Any]) -> dict[str, Any]:
-    """The jit options that say what is static: nothing donated, no layout of the results."""
-    return {name: value for name, value in options.items() if name.startswith("static_")}
-
-
-@overload
-def compile(fun: Callable[..., Any], **options: Any) -> CompiledFunction: ...
-
-
-@overload
-def compile(**options: Any) -> Callable[[Callable[..., Any]], CompiledFunction]: ...
-
-
-def compile(
-    fun: Callable[..., Any] | None = None,
-    *,
-    passes: str = DEFAULT_PIPELINE,
-    assume_symmetric: str | tuple[str, ...] | list[str] = (),
-    verify: bool = False,
-    **jit_options: Any,
-) -> Any:
-    """Compile a function whose insides differentiate through gradient steps.
-
-    Works bare or with options, on plain functions and on `jax.grad(f)`; the result behaves as
-    `jax.jit(fun)` does: call it with arrays, or under `jit`, `grad`, `vmap`, `shard_map`.
-
-    Arguments:
-        fun: plain JAX. Every `jax.grad`, `jax.value_and_grad`, `jax.vjp` in it is seen.
-        passes: the pipeline, in xDSL's syntax; `mixflowc passes` lists what there is.
-        assume_symmetric: "all", or names of functions whose custom derivative rules you vouch
-            for as true derivatives (`docs/derivative-rule.md`).
-        verify: run the original as well on every call, and raise on a difference.
-        jit_options: what `jax.jit` takes: `static_argnums`, `static_argnames`,
-            `donate_argnums`, `in_shardings`, …
-
-    Returns:
-        A `CompiledFunction`.
-
-    Raises:
-        InputError: malformed `passes` or `assume_symmetric`, an unknown option, no function.
-        VerificationError: from calls, with `verify`.
-
-    Source: Kemaev et al., "Scalable Meta-Learning via Mixed-Mode Differentiation" (ICML 2025,
-    arXiv 2505.00793).
-    """
-    unknown = jit_options.keys() - inspect.signature(jax.jit).parameters.keys()
-    if unknown:
-        raise InputError(f"mixflow.compile takes no option {min(unknown)!r}, nor does jax.jit")
-    compiler = jit_options.pop("compiler_options", None)
-    options = Options(passes, _names(assume_symmetric), verify, jit_options, compiler)
-    if fun is None:
-        return lambda fun: CompiledFunction(fun, options)
-    if not callable(fun):
-        raise InputError(f"mixflow.compile takes a function, not {type(fun).__name__}")
-    return CompiledFunction(fun, options)
-
-
-def _names(assume_symmetric: Any) -> str | tuple[str, ...]:
-    if assume_symmetric == "all":
-        return "all"
-    named = [assume_symmetric] if isinstance(assume_symmetric, str) else assume_symmetric
-    if not isinstance(named, (tuple, list)) or not all(isinstance(name, str) for name in named):
-        raise InputError(
-            f'assume_symmetric={assume_symmetric!r}: give "all", or the functions\' names'
-        )
-    return tuple(named)

@@ -72,16 +72,23 @@ def measure(jitted: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, run: 
     compile_s = time.perf_counter() - start
     memory: Any = compiled.memory_analysis()
     cost = program_cost(traced.jaxpr)
-    total = (
+    run_s = _median_run(compiled, *concrete((args, kwargs))) if run else None
+    temp = memory.temp_size_in_bytes
+    return Program(
+        lowered,
+        compiled,
+        Measurement(temp, cost.flops, cost.eqns, compile_s, run_s, total_bytes(compiled)),
+    )
+
+
+def total_bytes(compiled: jax.stages.Compiled) -> int:
+    """Bytes of arguments + results + temporaries - aliased, per device, by XLA's own account."""
+    memory: Any = compiled.memory_analysis()
+    return (
         memory.argument_size_in_bytes
         + memory.output_size_in_bytes
         + memory.temp_size_in_bytes
         - memory.alias_size_in_bytes
-    )
-    run_s = _median_run(compiled, *concrete((args, kwargs))) if run else None
-    temp = memory.temp_size_in_bytes
-    return Program(
-        lowered, compiled, Measurement(temp, cost.flops, cost.eqns, compile_s, run_s, total)
     )
 
 

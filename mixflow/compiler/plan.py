@@ -1,0 +1,79 @@
+"""Plans: the choices for one program, and what they cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mixflow.compiler.pipeline import Optimised
+
+PREPARE = "canonicalize,cse,fuse-value-and-pullback,canonicalize"
+TIME_WEIGHT = 2
+"""Without a budget, the plan with the least bytes · seconds^TIME_WEIGHT: what takes 10% longer has
+to need 17% less."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The choices for one program.
+
+    Arguments:
+        symmetric: forward over reverse, where that is sound.
+        levels: how deep inner loops are nested in checkpoints; 0 for not at all.
+        saved: whether inner gradients are kept.
+        slack: bytes that a segmented region may take beyond the least; None for no segments.
+        rerun: how much of a region may be run again for less memory, in forward passes.
+    """
+
+    symmetric: bool = False
+    levels: int = 0
+    saved: bool = False
+    slack: int | None = None
+    rerun: float = 1.0
+
+    @property
+    def passes(self) -> str:
+        """The pipeline, as `mixflow.compile(passes=...)` takes it."""
+        if self == Plan():
+            return ""
+        found = [PREPARE]
+        if self.symmetric:
+            found.append("forward-over-reverse")
+        if self.levels:
+            found.append(f"checkpoint-inner-loop{{levels={self.levels}}}")
+        if self.saved:
+            found.append("save-inner-gradients")
+        if self.slack is not None:
+            found.append(f"segment-loss{{slack={self.slack} rerun={self.rerun}}}")
+        return ",".join(found)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A plan, what it makes of the program, and what that costs by mixflow's own estimate.
+
+    Arguments:
+        plan: the choices.
+        optimised: the program after the plan's passes.
+        total_bytes: arguments + results + temporaries at the peak.
+        seconds: of one run on the device; an estimate good for comparing.
+    """
+
+    plan: Plan
+    optimised: Optimised
+    total_bytes: float
+    seconds: float
+
+    def is_beaten(self, other: Candidate) -> bool:
+        """Whether another candidate needs less of the one and no more of the other."""
+        mine, others = (self.total_bytes, self.seconds), (other.total_bytes, other.seconds)
+        return mine != others and others[0] <= mine[0] and others[1] <= mine[1]
+
+    @property
+    def score(self) -> float:
+        """What is made least where there is no budget."""
+        return score(self.total_bytes, self.seconds)
+
+
+def score(total_bytes: float, seconds: float) -> float:
+    """Bytes and seconds in one figure, the less the better."""
+    return total_bytes * seconds**TIME_WEIGHT

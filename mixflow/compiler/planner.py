@@ -1,0 +1,265 @@
+"""The planner: which passes a program gets, with which options.
+
+A plan is a pipeline's text, so that it can be read, kept and given to `passes=`. Plans are run
+through the passes, and what comes out is swept for liveness and costed; XLA is asked last, by
+the runtime, and of the chosen plan only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.core
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr
+
+from mixflow.compiler import jax_compat
+from mixflow.compiler.analysis.activity import find_activity
+from mixflow.compiler.analysis.costs import program_cost
+from mixflow.compiler.analysis.liveness import peak_memory
+from mixflow.compiler.analysis.residuals import total_size
+from mixflow.compiler.capture import Captured
+from mixflow.compiler.device import Device
+from mixflow.compiler.dialects.jaxpr import ScanOp
+from mixflow.compiler.dialects.remarks import DECLINED, Remark
+from mixflow.compiler.differentiand import is_inexact, merge, partition
+from mixflow.compiler.emitter import main_function
+from mixflow.compiler.nesting import choose_nest
+from mixflow.compiler.pipeline import Optimised, optimise, parse_passes
+from mixflow.compiler.plan import PREPARE, Candidate, Plan
+from mixflow.passes.checkpoint_inner_loop import is_inner_loop
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What of a program decides which plans there are.
+
+    Arguments:
+        steps: of the longest inner loop; 0 without one.
+        held_bytes: what the inner loops' steps are given, for all of their steps together.
+        nested: whether a gradient is differentiated again.
+        symmetric: whether that may be forward over reverse.
+    """
+
+    steps: int
+    held_bytes: int
+    nested: bool
+    symmetric: bool
+
+
+class Planner:
+    """Enumerates and costs the plans of one captured program.
+
+    Arguments:
+        captured: the program.
+        differentiated: whether somebody may differentiate it from outside.
+        device: where it is to run.
+    """
+
+    def __init__(self, captured: Captured, *, differentiated: bool, device: Device) -> None:
+        self._captured = captured
+        self._differentiated = differentiated
+        self._device = device
+        self._costed: dict[Plan, Candidate] = {}
+
+    def optimised(self, plan: Plan) -> Optimised:
+        """The program after a plan's passes."""
+        pipeline = parse_passes(plan.passes)
+        return optimise(self._captured, pipeline, differentiated=self._differentiated)
+
+    @cached_property
+    def _probe(self) -> Optimised:
+        """The program with every gradient marked that may be, for what there is to plan."""
+        return self.optimised(Plan(symmetric=True))
+
+    @cached_property
+    def facts(self) -> Facts:
+        """What there is to plan."""
+        module = self._probe.module
+        if module is None:
+            return Facts(0, 0, nested=False, symmetric=False)
+        activity = find_activity(main_function(module))
+        loops = [op for op in activity.loops if is_inner_loop(op)]
+        return Facts(
+            max((_steps(op) for op in loops), default=0),
+            sum(_steps(op) * _carried(op) for op in loops),
+            nested=bool(activity.pullbacks),
+            symmetric=any(op.self_adjoint is not None for op in activity.pullbacks),
+        )
+
+    def candidate(self, plan: Plan) -> Candidate:
+        """A plan with its costs."""
+        if plan not in self._costed:
+            self._costed[plan] = self._cost(plan)
+        return self._costed[plan]
+
+    @property
+    def considered(self) -> list[Candidate]:
+        """All that was costed so far."""
+        return list(self._costed.values())
+
+    def _cost(self, plan: Plan) -> Candidate:
+        optimised = self.optimised(plan)
+        program = self._measured(optimised.jaxpr)
+        cost = program_cost(program)
+        seconds = self._device.seconds(cost.flops or 0.0, cost.bytes or 0.0)
+        held = sum(map(_size, (*program.in_avals, *program.out_avals)))
+        return Candidate(plan, optimised, held + peak_memory(program).bytes, seconds)
+
+    def _measured(self, closed: ClosedJaxpr) -> ClosedJaxpr:
+        """The program whose cost counts: its gradient, where all there is to gain is in that."""
+        return _reverse(closed) if self._is_reversed else closed
+
+    @cached_property
+    def _is_reversed(self) -> bool:
+        """Whether the cost that counts is that of a gradient taken outside of the program.
+
+        Not where the program holds reverse over reverse of its own: it is then just called.
+        """
+        return self._differentiated and not self._pullbacks(differentiated=False)
+
+    def _pullbacks(self, *, differentiated: bool) -> bool:
+        pipeline = parse_passes(PREPARE)
+        module = optimise(self._captured, pipeline, differentiated=differentiated).module
+        return module is not None and bool(find_activity(main_function(module)).pullbacks)
+
+    # --- the search ----------------------------------------------------------------------------
+
+    def best(self, budget: int | None = None) -> list[Candidate]:
+        """The plan to take, and the one that needs the least memory if that is another.
+
+        Arguments:
+            budget: bytes for arguments, results and temporaries; None for the best of both.
+        """
+        if not self.facts.nested and budget is None:
+            return [self.candidate(Plan())]
+        self._explore()
+        if budget is None:
+            return [self._balanced]
+        self._fit(budget)
+        least = min(self.considered, key=lambda one: one.total_bytes)
+        within = [one for one in self.considered if one.total_bytes <= budget]
+        fastest = min(within, key=lambda one: one.seconds, default=least)
+        return [fastest] if fastest is least else [fastest, least]
+
+    @property
+    def _balanced(self) -> Candidate:
+        return min(self.considered, key=lambda one: one.score)
+
+    def front(self, budget: int | None = None) -> list[Candidate]:
+        """The plans that no other one beats in both memory and time, the best first."""
+        self.best(budget)
+        front = [one for one in self.considered if not any(map(one.is_beaten, self.considered))]
+        return sorted(front, key=lambda one: one.score)
+
+    def _explore(self) -> None:
+        """Cost what may be best, one choice after the other: each costs a trace of the program."""
+        slack = 0 if self._device.keeps_barriers else None
+        step = Plan(levels=1 if self.facts.steps else 0)
+        if self.facts.steps:
+            self.candidate(step)
+        if self.facts.symmetric:
+            step = replace(step, symmetric=True, saved=bool(self.facts.steps))
+        if slack is not None:
+            self.candidate(replace(step, slack=slack))
+        self.candidate(step)
+        self._explore_loop()
+        if self._plain_may_be_best():
+            self.candidate(Plan())
+
+    def _explore_loop(self) -> None:
+        """Nest the loop deeper while the states that it holds are a good part of the whole."""
+        levels = 1
+        while self.facts.steps and self._held(levels) > self._balanced.total_bytes / 4:
+            levels += 1
+            if self._held(levels) == self._held(levels - 1):
+                return
+            for saved in {False, self.facts.symmetric}:
+                plan = replace(self._balanced.plan, symmetric=self.facts.symmetric)
+                self.candidate(replace(plan, levels=levels, saved=saved))
+
+    def _held(self, levels: int) -> float:
+        """Bytes of the states that the inner loop holds at once, nested so deep."""
+        steps = self.facts.steps
+        return self.facts.held_bytes / steps * choose_nest(steps, levels).states
+
+    def _plain_may_be_best(self) -> bool:
+        """Not where a checkpointed step, at most a third slower than plain, is beaten by far."""
+        step = self._costed.get(Plan(levels=1))
+        return step is None or self._balanced.score > 0.4 * step.score
+
+    def _fit(self, budget: int) -> None:
+        """Cost what comes near the budget: more slack where there is room, more reruns if not."""
+        least = min(self.considered, key=lambda one: one.total_bytes)
+        if least.total_bytes > budget and least.plan.slack is not None:
+            self.candidate(replace(least.plan, slack=0, rerun=1.5))
+            self.candidate(replace(least.plan, slack=0, rerun=3.0))
+        for one in self.considered:
+            room = int(budget - one.total_bytes)
+            if one.plan.slack == 0 and room > budget / 20:
+                self.candidate(replace(one.plan, slack=room))
+
+    def declines(self, chosen: Candidate) -> tuple[Remark, ...]:
+        """What was left out of the chosen plan, with the reason."""
+        unsound = [] if chosen.plan.symmetric else self._probe.declines
+        known = [remark for remark in unsound if remark not in chosen.optimised.declines]
+        reasons = [Remark("plan", DECLINED, why, "<unknown>") for why in self._reasons(chosen)]
+        return (*known, *reasons)
+
+    def _reasons(self, chosen: Candidate) -> Iterator[str]:
+        if chosen.plan != Plan():
+            return
+        others = [one for one in self.considered if one is not chosen]
+        if not others:
+            yield "no gradient is differentiated again: the program is left as it is"
+            return
+        nearest = min(others, key=lambda one: one.score)
+        yield (
+            "nothing pays, and the program is left as it is: the next best plan would need "
+            f"{nearest.total_bytes / chosen.total_bytes:.2f} of its memory and "
+            f"{nearest.seconds / chosen.seconds:.2f} of its time ({nearest.plan.passes})"
+        )
+
+
+def _steps(op: ScanOp) -> int:
+    """The length of a loop, or 1 where jax.export has left it open."""
+    return op.length if isinstance(op.params["length"], int) else 1
+
+
+def _carried(op: ScanOp) -> int:
+    """Bytes of the state that a step is given."""
+    return total_size(op.operands[op.num_consts :][: op.num_carry])
+
+
+def _size(aval: object) -> int:
+    shape, dtype = getattr(aval, "shape", ()), getattr(aval, "dtype", None)
+    count = 1
+    for dim in shape:
+        count *= dim if isinstance(dim, int) else 1
+    return count * dtype.itemsize if dtype is not None else 0
+
+
+def _reverse(closed: ClosedJaxpr) -> ClosedJaxpr:
+    """A program with its reverse pass, in all inexact arguments; without, where it has none."""
+    moves = [is_inexact(aval) for aval in closed.in_avals]
+    counts = [is_inexact(aval) for aval in closed.out_avals]
+
+    def forward_and_back(*args: Any) -> Any:
+        moving, fixed = partition(moves, args)
+
+        def objective(*moving: Any) -> Any:
+            results = jax.core.eval_jaxpr(closed.jaxpr, closed.consts, *merge(moves, moving, fixed))
+            return partition(counts, results)
+
+        results, pullback, rest = jax_compat.VJP_OF_JAX(objective, *moving, has_aux=True)
+        return results, rest, pullback([jnp.ones_like(result) for result in results])
+
+    specs = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in closed.in_avals]
+    try:
+        return jax.make_jaxpr(forward_and_back)(*specs)
+    except (ValueError, NotImplementedError, TypeError):  # a while loop, a callback, …
+        return closed

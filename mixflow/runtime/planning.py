@@ -1,0 +1,126 @@
+"""From plans to a program: chosen by the planner, confirmed by XLA where there is a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mixflow.compiler.capture import Captured
+from mixflow.compiler.dialects.remarks import Remark
+from mixflow.compiler.pipeline import Optimised, optimise, parse_passes
+from mixflow.compiler.plan import Candidate, score
+from mixflow.compiler.planner import Planner
+from mixflow.errors import BudgetError
+from mixflow.runtime.backend import planning_device
+from mixflow.runtime.budget import format_bytes
+from mixflow.runtime.measure import Measurement, measure, total_bytes
+
+_MOST_RUNS = 5
+
+Jit = Callable[[str], Any]
+"""Makes a jitted function of the program by a pipeline's text."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The plan for a program.
+
+    Arguments:
+        passes: its pipeline.
+        declines: what the planner decided against.
+    """
+
+    passes: str
+    declines: tuple[Remark, ...]
+
+
+class Chooser:
+    """Chooses the plans for one function's programs, and remembers them.
+
+    Arguments:
+        budget: bytes for arguments, results and temporaries, or None.
+    """
+
+    def __init__(self, budget: int | None) -> None:
+        self._budget = budget
+        self._found: dict[Any, Chosen] = {}
+
+    def optimised(self, captured: Captured, *, differentiated: bool) -> Optimised:
+        """The program by its plan."""
+        key = _key(captured, differentiated)
+        if key not in self._found:
+            planner = _planner(captured, differentiated=differentiated)
+            self._choose(key, planner, planner.best(self._budget)[0])
+        chosen = self._found[key]
+        result = optimise(captured, parse_passes(chosen.passes), differentiated=differentiated)
+        declines = (*result.declines, *chosen.declines)
+        return replace(result, passes=chosen.passes, declines=declines)
+
+    def confirm(
+        self, captured: Captured, jit: Jit, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """Choose the first of the planner's finalists that XLA finds within the budget.
+
+        Raises:
+            BudgetError: none is.
+        """
+        assert self._budget is not None
+        planner = _planner(captured, differentiated=False)
+        needed: list[int] = []
+        for candidate in planner.best(self._budget):
+            lowered = jit(candidate.plan.passes).lower(*args, **kwargs)
+            needed.append(total_bytes(lowered.compile()))
+            if needed[-1] <= self._budget:
+                self._choose(_key(captured, differentiated=False), planner, candidate)
+                return
+        raise over_budget(self._budget, min(needed))
+
+    def autotune(
+        self, captured: Captured, jit: Jit, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """Choose by compiling and running the plans that the planner finds worth it.
+
+        With a budget that is the fastest within it; without, the best balance of memory and time.
+
+        Raises:
+            BudgetError: no plan is within the budget.
+        """
+        planner = _planner(captured, differentiated=False)
+        front = planner.front(self._budget)[:_MOST_RUNS]
+        runs = [
+            (measure(jit(one.plan.passes), args, kwargs, run=True).measurement, one)
+            for one in front
+        ]
+        within = [run for run in runs if self._budget is None or run[0].total_bytes <= self._budget]
+        if not within:
+            raise over_budget(self._budget or 0, min(run[0].total_bytes for run in runs))
+        best = min(within, key=lambda run: self._merit(run[0]))[1]
+        self._choose(_key(captured, differentiated=False), planner, best)
+
+    def _merit(self, measured: Measurement) -> float:
+        seconds = measured.run_s or 0.0
+        return seconds if self._budget is not None else score(measured.total_bytes, seconds)
+
+    def _choose(self, key: Any, planner: Planner, candidate: Candidate) -> None:
+        self._found[key] = Chosen(candidate.plan.passes, planner.declines(candidate))
+
+
+def over_budget(budget: int, least: int) -> BudgetError:
+    """The error for a budget that no plan is within."""
+    return BudgetError(
+        f"over the budget of {format_bytes(budget)}: the least that mixflow finds is "
+        f"{format_bytes(least)} of arguments, results and temporaries; smaller batches or fewer "
+        "steps would help"
+    )
+
+
+def _planner(captured: Captured, *, differentiated: bool) -> Planner:
+    device = planning_device(options_are_ours=not differentiated)
+    return Planner(captured, differentiated=differentiated, device=device)
+
+
+def _key(captured: Captured, differentiated: bool) -> Any:
+    """Equal for programs that look alike; a plan is right for any program."""
+    jaxpr = captured.jaxpr
+    return differentiated, tuple(map(str, jaxpr.in_avals)), len(jaxpr.eqns)
