@@ -106,7 +106,7 @@ class Planner:
         optimised = self.optimised(plan)
         program = self._measured(optimised.jaxpr)
         cost = program_cost(program)
-        seconds = self._device.seconds(cost.flops or 0.0, cost.bytes or 0.0)
+        seconds = self._device.seconds(cost.flops or 0.0, getattr(cost, "bytes", None) or 0.0)
         held = sum(map(_size, (*program.in_avals, *program.out_avals)))
         return Candidate(plan, optimised, held + peak_memory(program).bytes, seconds)
 

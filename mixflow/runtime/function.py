@@ -17,11 +17,12 @@ from mixflow.compiler import jax_compat
 from mixflow.compiler.capture import Captured
 from mixflow.compiler.pipeline import Optimised, import_only, optimise, parse_passes
 from mixflow.compiler.recording import current_recording
-from mixflow.errors import BudgetError, InputError
+from mixflow.errors import InputError
 from mixflow.runtime.backend import compiler_options
 from mixflow.runtime.budget import budget_bytes
+from mixflow.runtime.measure import total_bytes
 from mixflow.runtime.options import Options
-from mixflow.runtime.planning import Chooser
+from mixflow.runtime.planning import Chooser, over_budget
 from mixflow.runtime.staged import Staged, signature
 from mixflow.runtime.verify import nudge, verify_results
 
@@ -39,7 +40,7 @@ class CompiledFunction:
         self._options = options
         self._pipeline = None if options.passes is None else parse_passes(options.passes)
         self._budget = budget_bytes(options.memory_budget)
-        self._chooser = Chooser(self._budget)
+        self._chooser = Chooser(self.__name__, self._budget)
         self._fitted: dict[Any, Any] = {}
         self._example: Callable[[], Any] | None = None
         # The jit inside other traces: compiler options belong to the outermost one.
@@ -76,7 +77,7 @@ class CompiledFunction:
     def _jitted(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The jit for these arguments: one for all, unless XLA is asked about each one's plan."""
         asks = self._budget is not None or self._options.autotune
-        if self._pipeline is not None or not asks:
+        if not asks:
             return self._top
         key = signature(args, kwargs)
         if key not in self._fitted:
@@ -84,6 +85,8 @@ class CompiledFunction:
         return self._fitted[key]
 
     def _fit(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._pipeline is not None:
+            return self._checked(self._top, args, kwargs)
         captured = self._captured(args, kwargs)
         jits: dict[str, Any] = {}
 
@@ -91,11 +94,15 @@ class CompiledFunction:
             return jits.setdefault(passes, self._jit(parse_passes(passes)))
 
         choose = self._chooser.autotune if self._options.autotune else self._chooser.confirm
-        try:
-            choose(captured, jit, args, kwargs)
-        except BudgetError as error:
-            raise BudgetError(f"{self.__name__} is {error}") from None
+        choose(captured, jit, args, kwargs)
         return jit(self._chooser.optimised(captured, differentiated=False).passes)
+
+    def _checked(self, jitted: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The jit of the passes that were given, if it is within the budget."""
+        needed = total_bytes(jitted.lower(*args, **kwargs).compile())
+        if self._budget is not None and needed > self._budget:
+            raise over_budget(self.__name__, self._budget, needed)
+        return jitted
 
     @property
     def fun(self) -> Callable[..., Any]:

@@ -39,10 +39,12 @@ class Chooser:
     """Chooses the plans for one function's programs, and remembers them.
 
     Arguments:
+        name: the function's, for errors.
         budget: bytes for arguments, results and temporaries, or None.
     """
 
-    def __init__(self, budget: int | None) -> None:
+    def __init__(self, name: str, budget: int | None) -> None:
+        self._name = name
         self._budget = budget
         self._found: dict[Any, Chosen] = {}
 
@@ -74,7 +76,7 @@ class Chooser:
             if needed[-1] <= self._budget:
                 self._choose(_key(captured, differentiated=False), planner, candidate)
                 return
-        raise over_budget(self._budget, min(needed))
+        raise over_budget(self._name, self._budget, min(needed))
 
     def autotune(
         self, captured: Captured, jit: Jit, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -94,7 +96,9 @@ class Chooser:
         ]
         within = [run for run in runs if self._budget is None or run[0].total_bytes <= self._budget]
         if not within:
-            raise over_budget(self._budget or 0, min(run[0].total_bytes for run in runs))
+            raise over_budget(
+                self._name, self._budget or 0, min(run[0].total_bytes for run in runs)
+            )
         best = min(within, key=lambda run: self._merit(run[0]))[1]
         self._choose(_key(captured, differentiated=False), planner, best)
 
@@ -106,10 +110,10 @@ class Chooser:
         self._found[key] = Chosen(candidate.plan.passes, planner.declines(candidate))
 
 
-def over_budget(budget: int, least: int) -> BudgetError:
+def over_budget(name: str, budget: int, least: int) -> BudgetError:
     """The error for a budget that no plan is within."""
     return BudgetError(
-        f"over the budget of {format_bytes(budget)}: the least that mixflow finds is "
+        f"{name} is over the budget of {format_bytes(budget)}: the least that mixflow finds is "
         f"{format_bytes(least)} of arguments, results and temporaries; smaller batches or fewer "
         "steps would help"
     )

@@ -15,11 +15,12 @@ from mixflow.cli import main
 
 MODEL = """
 import jax, jax.numpy as jnp, mixflow
+from mixflow.passes import DEFAULT_PIPELINE
 
 def loss(theta, eta, x):
     return jnp.sum(jnp.tanh(x @ theta) ** 2 * jnp.exp(eta))
 
-@mixflow.compile
+@mixflow.compile(passes=DEFAULT_PIPELINE)
 def meta_loss(eta, theta, xs):
     def step(theta, x):
         return theta - 0.1 * jax.grad(loss)(theta, eta, x), None
@@ -177,7 +178,7 @@ def test_a_failing_model_is_one_line_with_its_own_message(run: Any) -> None:
     model = MODEL.replace("return jnp.sum(theta ** 2)", 'raise ValueError("bad shape of things")')
     code, _, err = run("optimize", "model.py", model=model)
     assert code == 2
-    assert "model.py:12: ValueError: bad shape of things" in err
+    assert "model.py:13: ValueError: bad shape of things" in err
     assert len(err.strip().splitlines()) == 1
 
 

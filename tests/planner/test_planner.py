@@ -1,0 +1,201 @@
+"""The planner: which plan a program gets, and that all of them are right."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+from programs import DEEP, LONG, momentum_args, momentum_meta_loss, quadratic
+from support import assert_close, captures
+
+import mixflow
+from mixflow.compiler.device import CPU, GPU
+from mixflow.compiler.plan import Plan
+from mixflow.compiler.planner import Planner
+from mixflow.errors import BudgetError, InputError
+from mixflow.runtime.measure import total_bytes
+
+GRADIENT = jax.value_and_grad(momentum_meta_loss)
+
+
+def planner_of(f, *args, differentiated=False, device=CPU):
+    return Planner(captures(f, *args), differentiated=differentiated, device=device)
+
+
+def compiled(f, *args):
+    return f.lower(*args).compile()
+
+
+def total(f, *args):
+    return total_bytes(compiled(f, *args))
+
+
+PLANS = [
+    Plan(),
+    Plan(levels=1),
+    Plan(symmetric=True),
+    Plan(symmetric=True, levels=1, saved=True, slack=0),
+    Plan(symmetric=True, levels=1, slack=0, rerun=3.0),
+    Plan(symmetric=True, levels=2, saved=True, slack=20_000),
+    Plan(symmetric=True, levels=2, slack=0),
+    Plan(levels=2, slack=0),
+]
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.passes[-60:] or "plain")
+def test_every_plan_gives_the_same_numbers(plan):
+    args = momentum_args(steps=7)
+    result = mixflow.compile(GRADIENT, passes=plan.passes)(*args)
+    assert_close(result, jax.jit(GRADIENT)(*args))
+
+
+def test_a_plan_is_a_pipeline_that_can_be_given_back():
+    args = momentum_args(**DEEP)
+    f = mixflow.compile(GRADIENT)
+    passes = f.optimised(*args).passes
+    assert "forward-over-reverse" in passes
+    assert mixflow.compile(GRADIENT, passes=passes).ir(*args) == f.ir(*args)
+
+
+def test_a_deep_loss_is_cut_and_a_shallow_loop_is_not_nested():
+    args = momentum_args(**DEEP)
+    (chosen,) = planner_of(GRADIENT, *args).best()
+    assert chosen.plan.symmetric
+    assert chosen.plan.slack is not None
+    assert chosen.plan.levels == 1
+    plain, optimised = total(jax.jit(GRADIENT), *args), total(mixflow.compile(GRADIENT), *args)
+    assert optimised < 0.25 * plain
+
+
+def test_a_long_loop_is_nested():
+    args = momentum_args(**LONG)
+    (chosen,) = planner_of(GRADIENT, *args).best()
+    assert chosen.plan.levels > 1
+    once = mixflow.compile(GRADIENT, passes=dataclasses.replace(chosen.plan, levels=1).passes)
+    assert total(mixflow.compile(GRADIENT), *args) < 0.7 * total(once, *args)
+
+
+def test_what_is_differentiated_outside_is_planned_for_that():
+    args = momentum_args(**DEEP)
+    (chosen,) = planner_of(momentum_meta_loss, *args, differentiated=True).best()
+    assert chosen.plan.symmetric
+    options = mixflow.compiler_options()
+    plain = total(jax.jit(GRADIENT), *args)
+    outside = jax.jit(
+        jax.value_and_grad(mixflow.compile(momentum_meta_loss)), compiler_options=options
+    )
+    assert total(outside, *args) < 0.5 * plain
+    assert_close(outside(*args), jax.jit(GRADIENT)(*args))
+
+
+def test_where_nothing_pays_the_program_is_left_alone_and_says_so():
+    args = jnp.arange(3.0), jnp.ones(3)
+    f = mixflow.compile(jax.grad(quadratic))
+    optimised = f.optimised(*args)
+    assert optimised.passes == ""
+    assert "the program is left as it is" in optimised.declines[-1].text
+    assert total(f, *args) == total(jax.jit(jax.grad(quadratic)), *args)
+    assert_close(f(*args), jax.jit(jax.grad(quadratic))(*args))
+
+
+def test_a_gradient_that_nobody_differentiates_is_left_alone():
+    args = momentum_args(**DEEP)
+    f = mixflow.compile(lambda eta, theta, xs: jax.grad(lambda t: jnp.sum(t[0][0]))(theta))
+    assert f.optimised(*args).passes == ""
+
+
+def test_a_suspect_rule_that_kept_a_plan_away_is_named():
+    @jax.custom_vjp
+    def clipped(x):
+        return x
+
+    clipped.defvjp(lambda x: (x, None), lambda _, g: (jnp.clip(g, -1.0, 1.0),))
+
+    def meta(eta, theta):
+        gradient = jax.grad(lambda t: jnp.sum(jnp.sin(clipped(t)) * eta))(theta)
+        return jnp.sum((theta - gradient) ** 2)
+
+    declines = mixflow.compile(jax.grad(meta)).optimised(jnp.ones(3), jnp.ones(3)).declines
+    assert any("clipped" in remark.text for remark in declines)
+
+
+def test_without_barriers_nothing_is_cut():
+    device = dataclasses.replace(CPU, keeps_barriers=False)
+    planner = planner_of(GRADIENT, *momentum_args(**DEEP), device=device)
+    planner.best()
+    assert all(one.plan.slack is None for one in planner.considered)
+
+
+def test_the_device_s_figures_decide_what_time_is():
+    args = momentum_args(**DEEP)
+    seconds = [planner_of(GRADIENT, *args, device=d).candidate(Plan()).seconds for d in (CPU, GPU)]
+    assert seconds[0] > 10 * seconds[1]
+
+
+def test_the_front_has_no_plan_that_another_beats():
+    front = planner_of(GRADIENT, *momentum_args(**DEEP)).front()
+    assert front
+    assert not any(one.is_beaten(other) for one in front for other in front)
+
+
+# --- budgets ----------------------------------------------------------------------------------
+
+
+def test_a_budget_between_the_extremes_is_honoured():
+    args = momentum_args(**DEEP)
+    least = total(mixflow.compile(GRADIENT), *args)
+    most = total(jax.jit(GRADIENT), *args)
+    for share in (0.1, 0.5):
+        budget = int(least + share * (most - least))
+        f = mixflow.compile(GRADIENT, memory_budget=budget)
+        assert total(f, *args) <= budget
+        assert_close(f(*args), jax.jit(GRADIENT)(*args))
+
+
+def test_a_budget_that_plain_jax_meets_leaves_the_program_alone():
+    args = momentum_args()
+    f = mixflow.compile(jax.grad(quadratic), memory_budget="1GiB")
+    assert f.optimised(jnp.ones(3), jnp.ones(3)).passes == ""
+    assert_close(mixflow.compile(GRADIENT, memory_budget="1GiB")(*args), GRADIENT(*args))
+
+
+def test_a_budget_below_the_least_is_an_error_that_names_the_least():
+    f = mixflow.compile(GRADIENT, memory_budget="10KiB")
+    with pytest.raises(BudgetError, match=r"over the budget of 10 KiB: the least .* is \d.* KiB"):
+        f(*momentum_args())
+
+
+def test_a_share_of_the_memory_of_a_device_that_reports_none():
+    with pytest.raises(InputError, match="does not report how much memory"):
+        mixflow.compile(GRADIENT, memory_budget=0.5)
+
+
+@pytest.mark.parametrize("budget", [0, -1, 1.5, True, "much", [8]])
+def test_what_is_no_budget(budget):
+    with pytest.raises(InputError, match=r"memory.budget"):
+        mixflow.compile(GRADIENT, memory_budget=budget)
+
+
+def test_a_budget_compiles_once_for_all_calls_of_a_shape(monkeypatch):
+    f = mixflow.compile(jax.grad(quadratic), memory_budget="1GiB")
+    f(jnp.ones(3), jnp.ones(3))
+    monkeypatch.setattr(f, "_fit", lambda *_: pytest.fail("planned again"))
+    f(jnp.zeros(3), jnp.ones(3))
+
+
+def test_autotune_picks_by_measuring():
+    args = momentum_args(layers=4, batch=64, wide=32)
+    f = mixflow.compile(GRADIENT, autotune=True)
+    assert_close(f(*args), jax.jit(GRADIENT)(*args))
+    assert total(f, *args) <= total(jax.jit(GRADIENT), *args)
+
+
+def test_autotune_keeps_within_a_budget():
+    args = momentum_args(**DEEP)
+    budget = total(jax.jit(GRADIENT), *args) // 2
+    f = mixflow.compile(GRADIENT, autotune=True, memory_budget=budget)
+    assert total(f, *args) <= budget
+    with pytest.raises(BudgetError, match="over the budget"):
+        mixflow.compile(GRADIENT, autotune=True, memory_budget=1000)(*args)
