@@ -157,11 +157,11 @@ def find_schedule(chain: Chain, slack: float = 0, rerun: float = 1.0) -> Schedul
         chain: the chain.
         slack: bytes beyond the least.
         rerun: how much may be run again for less memory, as a multiple of the cost of running
-            the chain once. It bounds what "the least" means.
+            what may be run again once. It bounds what "the least" means.
     """
     if not len(chain):
         return []
-    bearable = rerun * float(chain.forward.sum())
+    bearable = rerun * float(chain.forward[~chain.pinned].sum())
     limit = 2.5 * float(chain.working.max())
     while not (within := _memories(schedules := Schedules(chain, limit), bearable)):
         limit *= 2

@@ -56,6 +56,12 @@ def targets(function: FuncOp, activity: Activity) -> Iterator[Target]:
         yield Target(first, function.body.block, 1)
 
 
+def source_of(target: Target) -> str:
+    """The line that holds a block, or the first line in it."""
+    ops = [target.op, *(op for op in target.block.ops if isinstance(op, ReadableOp))]
+    return next((op.source for op in ops if op.source != "<unknown>"), "<unknown>")
+
+
 def dissolve_jits(block: Block) -> None:
     """Open plain nested jits, so that cuts can be made inside of them."""
     while found := [op for op in block.ops if isinstance(op, JitOp) and is_dissolvable(op)]:
@@ -98,6 +104,7 @@ class SegmentLoss(ModulePass):
                 self._segment(target, activity)
 
     def _segment(self, target: Target, activity: Activity) -> None:
+        at = source_of(target)
         dissolve_jits(target.block)
         for op in list(target.block.ops):
             if isinstance(op, ScanOp) and is_loop_of_layers(op, activity):
@@ -107,7 +114,7 @@ class SegmentLoss(ModulePass):
         Segmenter(line).wrap(schedule)
         runs = sum(isinstance(part, list) for part in schedule)
         if runs:
-            rewrote(target.op, self.name, f"{runs} segments keep their inputs, and run again")
+            rewrote(target.op, self.name, f"{runs} segments keep their inputs, and run again", at)
 
     def _checkpoint_layers(self, op: ScanOp, order: int, activity: Activity) -> None:
         """The body of a loop over layers keeps its inputs, and is cut like any other block."""

@@ -6,7 +6,7 @@ from bisect import bisect
 from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import filterfalse, pairwise
 
 import numpy as np
 from xdsl.ir import Block, Operation, SSAValue
@@ -61,8 +61,9 @@ def line_of(block: Block, active: AbstractSet[SSAValue], *, order: int) -> Line:
     places = _Places(block, ops)
     read = {op: residuals_of(op, active) for op in ops}
     stored = set[SSAValue]().union(*(one.values for one in read.values()))
+    free = [0 if is_pinned(op) else 1 for op in ops]
     held = [total_size(stored.intersection(op.results)) + read[op].inside for op in ops]
-    weight = _shares(held) + _shares([0.0 if is_pinned(op) else work_of(op) for op in ops])
+    weight = _shares(np.multiply(held, free)) + _shares(np.multiply(list(map(work_of, ops)), free))
     units = _units(ops, places.live, weight)
     return Line(units, cheap, _figures(units, places, active, order))
 
@@ -89,12 +90,20 @@ def _cheap_ops(block: Block, active: AbstractSet[SSAValue]) -> set[Operation]:
 
 
 class _Places:
-    """Where values are born and read last, by the number of the operation in the list."""
+    """Where values are born and read last, by the number of the operation in the list.
+
+    What pinned operations make is there whatever the schedule, as the block's arguments are.
+    """
 
     def __init__(self, block: Block, ops: Sequence[Operation]) -> None:
         self._number = {op: place for place, op in enumerate(ops)}
         self._end = len(ops)
-        self.born = {value: place for place, op in enumerate(ops) for value in op.results}
+        self.born = {
+            value: place
+            for place, op in enumerate(ops)
+            for value in op.results
+            if not is_pinned(op)
+        }
         self.last = {value: self._last_use(value) for value in self.born}
         self.live = self._live()
 
@@ -116,8 +125,8 @@ class _Places:
         return self.crossing(np.arange(1, self._end + 1), size_of)
 
 
-def _shares(amounts: Sequence[float]) -> Array:
-    return np.array(amounts, float) / max(sum(amounts), 1e-300)
+def _shares(amounts: Array) -> Array:
+    return amounts / max(amounts.sum(), 1e-300)
 
 
 def _units(ops: list[Operation], live: Array, weight: Array) -> list[list[Operation]]:
@@ -129,7 +138,8 @@ def _units(ops: list[Operation], live: Array, weight: Array) -> list[list[Operat
         weight: of each operation, as a share of the whole.
     """
     total = np.concatenate([[0.0], np.cumsum(weight)])
-    edges = [0, len(ops)]
+    pinned = [place for place, op in enumerate(ops) if is_pinned(op)]
+    edges = sorted({0, len(ops), *pinned, *(place + 1 for place in pinned)})
     for cut in _candidates(live, weight):
         place = bisect(edges, cut)
         start, stop = edges[place - 1 : place + 1]
@@ -169,7 +179,7 @@ def _figures(
     working: list[float] = []
     for unit in units:
         held = peak = 0
-        for op in unit:
+        for op in filterfalse(is_pinned, unit):
             place = places.born[op.results[0]] if op.results else 0
             held += order * read[op].inside
             held += sum(copies(value) for value in op.results if value in stored)

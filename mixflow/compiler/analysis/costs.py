@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import jax
 from jax.extend.core import ClosedJaxpr, Var, jaxprs_in_params, primitives
@@ -102,8 +103,20 @@ def _worst(branches: list[Cost]) -> Cost:
     return Cost(worst, sum(branch.eqns for branch in branches))
 
 
+_SPELLED: WeakKeyDictionary[Any, dict[Any, ClosedJaxpr]] = WeakKeyDictionary()
+
+
 def spell_out(eqn: Any) -> ClosedJaxpr:
     """A symbolic derivative's equation as the plain program that it lowers to."""
+    known = _SPELLED.setdefault(eqn.params["function"], {})
+    others = {name: value for name, value in eqn.params.items() if name != "function"}
+    key = eqn.primitive, tuple(sorted(others.items())), tuple(v.aval for v in eqn.invars)
+    if key not in known:
+        known[key] = _spelled_out(eqn)
+    return known[key]
+
+
+def _spelled_out(eqn: Any) -> ClosedJaxpr:
     implementation: Callable[..., Any] = SYMBOLIC[eqn.primitive]
     specs = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars]
     return jax.make_jaxpr(lambda *operands: implementation(*operands, **eqn.params))(*specs)

@@ -40,9 +40,9 @@ class Remark:
     at: str
 
 
-def rewrote(op: ReadableOp, by: str, what: str) -> None:
-    """Record that the pass `by` rewrote the operation."""
-    _remark(op, Remark(by, REWROTE, what, op.source))
+def rewrote(op: ReadableOp, by: str, what: str, at: str | None = None) -> None:
+    """Record that the pass `by` rewrote the operation, which stands at its own source line."""
+    _remark(op, Remark(by, REWROTE, what, at or op.source))
 
 
 def declined(op: ReadableOp, by: str, why: str) -> None:

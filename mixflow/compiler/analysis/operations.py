@@ -1,0 +1,307 @@
+"""How single equations become values: what XLA simplifies, broadcasts and transposes for them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jax.extend.core import Literal
+
+from mixflow.compiler.analysis.dataflow import UNKNOWN, Kind, Value
+
+CHEAP = frozenset(
+    {
+        *("add", "add_any", "sub", "mul", "neg", "max", "min", "abs", "sign", "square", "clamp"),
+        *("and", "or", "not", "xor", "eq", "ne", "lt", "le", "gt", "ge", "eq_to", "lt_to", "le_to"),
+        *("floor", "ceil", "round", "is_finite", "integer_pow", "convert_element_type", "select_n"),
+        *("sin", "cos", "tan", "real", "imag", "complex", "conj", "reduce_precision", "nextafter"),
+        *("bitcast_convert_type", "shift_left", "shift_right_logical", "shift_right_arithmetic"),
+        *("population_count", "clz", "mul_no_nan"),
+    }
+)
+"""Element-wise, and as cheap as reading the result from memory."""
+
+COSTLY = frozenset(
+    {
+        *("exp", "exp2", "expm1", "log", "log1p", "logistic", "erf", "erfc", "erf_inv", "tanh"),
+        *("div", "rem", "pow", "sqrt", "rsqrt", "cbrt", "sinh", "cosh", "asin", "acos", "atan"),
+        *("asinh", "acosh", "atanh", "atan2", "lgamma", "digamma"),
+    }
+)
+"""Element-wise, and not to be computed twice."""
+
+MOVES = frozenset({"transpose", "rev", "slice", "dynamic_slice", "pad", "concatenate", "iota"})
+
+REDUCTIONS = frozenset(
+    {
+        *("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or"),
+        *("reduce_xor", "argmax", "argmin"),
+    }
+)
+
+SAME = frozenset(
+    {
+        *("reshape", "squeeze", "expand_dims", "stop_gradient", "copy", "copy_p", "name"),
+        *("pvary", "pcast", "sharding_constraint", "mesh_cast", "reshard"),
+    }
+)
+"""The same elements in the same order: no operation at all."""
+
+
+@dataclass(frozen=True)
+class Array:
+    """The type of a value that no equation wrote down."""
+
+    shape: tuple[Any, ...]
+    dtype: Any
+
+
+class Scope:
+    """The values of one region while it is being built."""
+
+    def __init__(self) -> None:
+        self.values: list[Value] = []
+        self._known: dict[Any, Value] = {}
+
+    def add(
+        self, kind: Kind, reads: tuple[Value, ...], aval: Any, name: str, eqn: Any = None
+    ) -> Value:
+        """A new value."""
+        value = Value(kind, reads, aval, name, eqn)
+        self.values.append(value)
+        return value
+
+    def once(
+        self, kind: Kind, reads: tuple[Value, ...], aval: Any, name: str, eqn: Any = None
+    ) -> Value:
+        """The value of this name, operands and type, new only if there is none."""
+        key = (kind, name, reads, tuple(aval.shape), aval.dtype)
+        if key not in self._known:
+            self._known[key] = self.add(kind, reads, aval, name, eqn)
+        return self._known[key]
+
+    def source(self, aval: Any) -> Value:
+        """An argument or an array that the program holds."""
+        return self.add(Kind.SOURCE, (), aval, "source")
+
+    def literal(self, atom: Literal) -> Value:
+        """A scalar that stands in the program itself."""
+        return self.scalar(_scalar(atom.val), getattr(atom.aval, "dtype", None))
+
+    def scalar(self, constant: Any, dtype: Any) -> Value:
+        """A constant."""
+        key = ("constant", str(constant), dtype)
+        if constant is UNKNOWN or key not in self._known:
+            self._known[key] = self.source(Array((), dtype))
+            self._known[key].constant = constant
+        return self._known[key]
+
+    # --- equations -----------------------------------------------------------------------------
+
+    def leaf(self, eqn: Any, args: list[Value]) -> list[Value]:
+        """The results of an equation that holds no program."""
+        if len(eqn.outvars) == 1 and not eqn.effects:
+            return [self._common(eqn, args)]
+        if eqn.primitive.name == "split":
+            name = "slice"
+            return [self.add(Kind.MOVE, (args[0],), v.aval, name, eqn) for v in eqn.outvars]
+        call = self.add(Kind.CALL, tuple(args), None, eqn.primitive.name, eqn)
+        return [self.part(call, var.aval) for var in eqn.outvars]
+
+    def part(self, call: Value, aval: Any, shares: Value | None = None) -> Value:
+        """One result of a call, in a buffer of its own or in that of another value."""
+        value = self.add(Kind.PART, (call,), aval, call.name, call.eqn)
+        value.shares = shares
+        return value
+
+    def _common(self, eqn: Any, args: list[Value]) -> Value:
+        """An equation's one result: an old value if the same was computed before."""
+        try:
+            key = (eqn.primitive, tuple(args), tuple(eqn.params.items()))
+            known = self._known.get(key)
+        except TypeError:  # a parameter that cannot be hashed
+            return self._single(eqn, args)
+        if known is None:
+            known = self._known[key] = self._single(eqn, args)
+        return known
+
+    def _single(self, eqn: Any, args: list[Value]) -> Value:
+        name, out = eqn.primitive.name, eqn.outvars[0].aval
+        if name in SAME or _changes_nothing(eqn, args):
+            return args[0]
+        if name in CHEAP or name in COSTLY:
+            return self._elementwise(eqn, args)
+        if name == "broadcast_in_dim":
+            return self._broadcast(eqn, args)
+        if name == "dot_general":
+            return self._dot(eqn, args)
+        if name == "conv_general_dilated":
+            return self._convolution(eqn, args)
+        if name == "transpose" and _is_swapped_product(eqn, args[0]):
+            return args[0]
+        return self.add(_kind(name), tuple(args), out, name, eqn)
+
+    def _broadcast(self, eqn: Any, args: list[Value]) -> Value:
+        out = eqn.outvars[0].aval
+        if args[0].size == 1:
+            return self._spread(args[0], out, eqn)
+        return self.add(Kind.BROADCAST, tuple(args), out, "broadcast_in_dim", eqn)
+
+    def _spread(self, value: Value, out: Any, eqn: Any) -> Value:
+        """A value broadcast to the shape of `out`, as every operand of an operation has to be."""
+        if value.size == _size(out):
+            return value
+        while value.kind is Kind.BROADCAST and value.reads[0].size == 1:
+            value = value.reads[0]
+        wide = Array(tuple(out.shape), value.dtype)
+        spread = self.once(Kind.BROADCAST, (value,), wide, "broadcast_in_dim", eqn)
+        spread.constant = value.constant
+        return spread
+
+    def _elementwise(self, eqn: Any, args: list[Value]) -> Value:
+        name, out = eqn.primitive.name, eqn.outvars[0].aval
+        if all(arg.constant is not None for arg in args):
+            kept = args[0].constant if name == "convert_element_type" else UNKNOWN
+            return self._spread(self.scalar(kept, out.dtype), out, eqn)
+        neutral = _neutral_operand(name, args)
+        if neutral is not None:
+            return self._spread(args[1 - neutral], out, eqn)
+        if name == "div" and _is_broadcast(args[1], out):
+            return self._scaled(eqn, args)
+        costly = name in COSTLY or (name == "integer_pow" and eqn.params["y"] < 0)
+        kind = Kind.COSTLY if costly else Kind.CHEAP
+        return self.add(kind, tuple(self._spread(arg, out, eqn) for arg in args), out, name, eqn)
+
+    def _scaled(self, eqn: Any, args: list[Value]) -> Value:
+        """A division by fewer elements than the result has: they are inverted first."""
+        out, divisor = eqn.outvars[0].aval, args[1]
+        while divisor.kind is Kind.BROADCAST:
+            divisor = divisor.reads[0]
+        if divisor.constant is None:
+            small = Array(divisor.shape, divisor.dtype)
+            divisor = self.once(Kind.COSTLY, (divisor,), small, "div", eqn)
+        spread = self._spread(divisor, out, eqn)
+        if args[0].constant == 1:
+            return spread
+        return self.add(Kind.CHEAP, (self._spread(args[0], out, eqn), spread), out, "mul", eqn)
+
+    def _dot(self, eqn: Any, args: list[Value]) -> Value:
+        (contract, batch) = eqn.params["dimension_numbers"]
+        operands = (
+            self._product_operand(eqn, args[side], batch[side], contract[side], side)
+            for side in (0, 1)
+        )
+        return self.add(Kind.DOT, tuple(operands), eqn.outvars[0].aval, "dot_general", eqn)
+
+    def _product_operand(self, eqn: Any, arg: Value, batch: Any, contract: Any, side: int) -> Value:
+        """An operand of a matrix product, copied if no library takes its dimensions as they are.
+
+        They do take (batch, rows, columns), transposed or not, if rows and columns are one
+        dimension each. All else becomes (batch, free, contracted) or (batch, contracted, free).
+        """
+        aval = eqn.invars[side].aval
+        long = [dim for dim, size in enumerate(aval.shape) if size != 1]
+        groups = [
+            [dim for dim in batch if dim in long],
+            [dim for dim in long if dim not in batch and dim not in contract],
+            [dim for dim in contract if dim in long],
+        ]
+        if side == 1:
+            groups = [groups[0], groups[2], groups[1]]
+        wanted = [dim for group in groups for dim in group]
+        single = len(groups[1]) <= 1 and len(groups[2]) <= 1
+        leading = long[: len(groups[0])] == groups[0]
+        if wanted == long or (single and leading):
+            return arg
+        copied = Array(tuple(aval.shape[dim] for dim in wanted), arg.dtype)
+        return self.once(Kind.MOVE, (arg,), copied, "transpose", eqn)
+
+    def _convolution(self, eqn: Any, args: list[Value]) -> Value:
+        """A convolution; operands and result that are not channels-last are transposed."""
+        dims = eqn.params["dimension_numbers"]
+        last = len(dims.lhs_spec) - 1
+        image = (0, last, *range(1, last))
+        kernel = (last, last - 1, *range(last - 1))
+        grouped = eqn.params["batch_group_count"] > 1
+        reads = tuple(
+            arg
+            if tuple(spec) == wanted and not grouped
+            else self.add(Kind.MOVE, (arg,), arg, "transpose", eqn)
+            for arg, spec, wanted in zip(
+                args, (dims.lhs_spec, dims.rhs_spec), (image, kernel), strict=True
+            )
+        )
+        out = eqn.outvars[0].aval
+        result = self.add(Kind.CALL, reads, out, "conv_general_dilated", eqn)
+        if tuple(dims.out_spec) == image:
+            return result
+        return self.add(Kind.MOVE, (result,), out, "transpose", eqn)
+
+
+def _kind(name: str) -> Kind:
+    if name in MOVES:
+        return Kind.MOVE
+    if name in REDUCTIONS:
+        return Kind.REDUCE
+    if name == "gather":
+        return Kind.COSTLY
+    if name == "dynamic_update_slice" or name.startswith("scatter"):
+        return Kind.UPDATE
+    return Kind.CALL
+
+
+def _changes_nothing(eqn: Any, args: list[Value]) -> bool:
+    """A conversion to the same type, a broadcast or transposition of dimensions of length one."""
+    name, out = eqn.primitive.name, eqn.outvars[0].aval
+    if name == "convert_element_type":
+        return out.dtype == args[0].dtype
+    if name == "broadcast_in_dim":
+        return _size(out) == args[0].size
+    if name != "transpose":
+        return False
+    shape = eqn.invars[0].aval.shape
+    long = [dim for dim in eqn.params["permutation"] if shape[dim] != 1]
+    return long == sorted(long)
+
+
+def _is_swapped_product(eqn: Any, arg: Value) -> bool:
+    """Whether a transposition of a product is the product of its operands the other way round."""
+    if arg.kind is not Kind.DOT:
+        return False
+    (contract, batch) = arg.eqn.params["dimension_numbers"]
+    ranks = [len(var.aval.shape) - len(batch[0]) - len(contract[0]) for var in arg.eqn.invars[:2]]
+    first, second = len(batch[0]), len(batch[0]) + ranks[0]
+    stop = second + ranks[1]
+    return tuple(eqn.params["permutation"]) == (
+        *range(first),
+        *range(second, stop),
+        *range(first, second),
+    )
+
+
+def _neutral_operand(name: str, args: list[Value]) -> int | None:
+    """The place of an operand that makes no difference, if there is one."""
+    if name in ("add", "add_any", "mul"):
+        neutral = 1 if name == "mul" else 0
+        return next((side for side in (0, 1) if args[side].constant == neutral), None)
+    if (name == "sub" and args[1].constant == 0) or (name == "div" and args[1].constant == 1):
+        return 1
+    return None
+
+
+def _is_broadcast(value: Value, out: Any) -> bool:
+    """Whether a divisor has fewer elements than the quotient, which is not an integer."""
+    while value.kind is Kind.BROADCAST:
+        value = value.reads[0]
+    return value.size < _size(out) and np.dtype(out.dtype).kind not in "iu"
+
+
+def _scalar(value: Any) -> Any:
+    array = np.asarray(value)
+    return array.item() if array.size == 1 and array.dtype.kind in "biuf" else UNKNOWN
+
+
+def _size(aval: Any) -> int:
+    return math.prod(dim for dim in aval.shape if isinstance(dim, int))

@@ -1,0 +1,39 @@
+"""The expert's program: the plain program's numbers, whatever is left out of it."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+from typing import Any
+
+import jax
+import pytest
+from support import assert_close
+
+from benchmarks import expert
+from benchmarks.expert import Annotations
+from benchmarks.reference import TASKS, Size, arguments, meta_loss
+
+TINY = Size(steps=2, layers=1, width=8, heads=2, tokens=8, batch=2, vocabulary=16)
+
+
+@functools.cache
+def plain_result(task: str) -> Any:
+    program = jax.jit(jax.value_and_grad(meta_loss(TINY, task)))
+    return program(*arguments(TINY, task))
+
+
+def expert_result(task: str, annotations: Annotations) -> Any:
+    program = jax.jit(jax.value_and_grad(expert.meta_loss(TINY, task, annotations)))
+    return program(*arguments(TINY, task))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_expert_equals_plain(task: str) -> None:
+    assert_close(expert_result(task, Annotations()), plain_result(task))
+
+
+@pytest.mark.parametrize("left_out", ["rule", "blocks", "steps", "save"])
+def test_any_annotation_can_be_left_out(left_out: str) -> None:
+    annotations = replace(Annotations(), **{left_out: False})
+    assert_close(expert_result("data_weighting", annotations), plain_result("data_weighting"))
