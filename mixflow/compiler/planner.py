@@ -104,9 +104,11 @@ class Planner:
 
     def _cost(self, plan: Plan) -> Candidate:
         optimised = self.optimised(plan)
-        program = self._measured(optimised.jaxpr)
+        # XLA merges the value of a function with its gradient's forward pass, as PREPARE does.
+        alike = optimised if plan != Plan() else self._prepared
+        program = self._measured(alike.jaxpr)
         cost = program_cost(program)
-        seconds = self._device.seconds(cost.flops or 0.0, getattr(cost, "bytes", None) or 0.0)
+        seconds = self._device.seconds(cost.flops or 0.0, cost.bytes or 0.0)
         held = sum(map(_size, (*program.in_avals, *program.out_avals)))
         return Candidate(plan, optimised, held + peak_memory(program).bytes, seconds)
 
@@ -120,12 +122,15 @@ class Planner:
 
         Not where the program holds reverse over reverse of its own: it is then just called.
         """
-        return self._differentiated and not self._pullbacks(differentiated=False)
+        if not self._differentiated:
+            return False
+        module = optimise(self._captured, parse_passes(PREPARE), differentiated=False).module
+        return module is None or not find_activity(main_function(module)).pullbacks
 
-    def _pullbacks(self, *, differentiated: bool) -> bool:
+    @cached_property
+    def _prepared(self) -> Optimised:
         pipeline = parse_passes(PREPARE)
-        module = optimise(self._captured, pipeline, differentiated=differentiated).module
-        return module is not None and bool(find_activity(main_function(module)).pullbacks)
+        return optimise(self._captured, pipeline, differentiated=self._differentiated)
 
     # --- the search ----------------------------------------------------------------------------
 
@@ -140,6 +145,7 @@ class Planner:
         self._explore()
         if budget is None:
             return [self._balanced]
+        self.candidate(Plan())
         self._fit(budget)
         least = min(self.considered, key=lambda one: one.total_bytes)
         within = [one for one in self.considered if one.total_bytes <= budget]
@@ -211,6 +217,11 @@ class Planner:
         return (*known, *reasons)
 
     def _reasons(self, chosen: Candidate) -> Iterator[str]:
+        if self.facts.nested and not self._device.keeps_barriers:
+            yield (
+                "segment-loss is left out: the jit around this function was not given "
+                "mixflow.compiler_options(), without which XLA undoes segments here"
+            )
         if chosen.plan != Plan():
             return
         others = [one for one in self.considered if one is not chosen]
@@ -220,8 +231,8 @@ class Planner:
         nearest = min(others, key=lambda one: one.score)
         yield (
             "nothing pays, and the program is left as it is: the next best plan would need "
-            f"{nearest.total_bytes / chosen.total_bytes:.2f} of its memory and "
-            f"{nearest.seconds / chosen.seconds:.2f} of its time ({nearest.plan.passes})"
+            f"{nearest.total_bytes / chosen.total_bytes:.2f} times the memory and "
+            f"{nearest.seconds / chosen.seconds:.2f} times the time ({nearest.plan.passes})"
         )
 
 

@@ -114,7 +114,8 @@ class SegmentLoss(ModulePass):
         Segmenter(line).wrap(schedule)
         runs = sum(isinstance(part, list) for part in schedule)
         if runs:
-            rewrote(target.op, self.name, f"{runs} segments keep their inputs, and run again", at)
+            words = "1 segment is" if runs == 1 else f"{runs} segments are"
+            rewrote(target.op, self.name, f"{words} run again from what they are given", at)
 
     def _checkpoint_layers(self, op: ScanOp, order: int, activity: Activity) -> None:
         """The body of a loop over layers keeps its inputs, and is cut like any other block."""

@@ -17,12 +17,12 @@ from mixflow.compiler import jax_compat
 from mixflow.compiler.capture import Captured
 from mixflow.compiler.pipeline import Optimised, import_only, optimise, parse_passes
 from mixflow.compiler.recording import current_recording
-from mixflow.errors import InputError
+from mixflow.errors import BudgetError, InputError
 from mixflow.runtime.backend import compiler_options
-from mixflow.runtime.budget import budget_bytes
+from mixflow.runtime.budget import budget_bytes, format_bytes
 from mixflow.runtime.measure import total_bytes
 from mixflow.runtime.options import Options
-from mixflow.runtime.planning import Chooser, over_budget
+from mixflow.runtime.planning import Chooser
 from mixflow.runtime.staged import Staged, signature
 from mixflow.runtime.verify import nudge, verify_results
 
@@ -101,7 +101,10 @@ class CompiledFunction:
         """The jit of the passes that were given, if it is within the budget."""
         needed = total_bytes(jitted.lower(*args, **kwargs).compile())
         if self._budget is not None and needed > self._budget:
-            raise over_budget(self.__name__, self._budget, needed)
+            raise BudgetError(
+                f"{self.__name__} is over the budget of {format_bytes(self._budget)}: by the "
+                f"passes that it was given it needs {format_bytes(needed)}"
+            )
         return jitted
 
     @property

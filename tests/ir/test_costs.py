@@ -192,8 +192,15 @@ def test_a_derivative_over_a_mesh_s_axis_has_an_unknown_cost():
 
 
 def test_sums_and_multiples_of_costs():
-    one = Cost(3.0, 2)
+    one = Cost(3.0, 2, 5.0)
     assert one + NOTHING == one
-    assert one + Cost(None, 5) == Cost(None, 7)
-    assert one.times(4) == Cost(12.0, 2)
-    assert one.times(None) == Cost(None, 2)
+    assert one + Cost(None, 5, 1.0) == Cost(None, 7, 6.0)
+    assert one.times(4) == Cost(12.0, 2, 20.0)
+    assert one.times(None) == Cost(None, 2, None)
+
+
+def test_what_is_fused_moves_no_bytes():
+    cost = program_cost(jax.make_jaxpr(lambda a: jnp.sin(a) * 2.0 + a)(jnp.ones((8, 8))))
+    assert cost.bytes == 0.0
+    found = program_cost(jax.make_jaxpr(lambda a: jnp.sin(a @ a))(jnp.ones((8, 8), jnp.float32)))
+    assert found.bytes == 3 * 4 * 64

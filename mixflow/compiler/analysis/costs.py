@@ -1,17 +1,16 @@
-"""What a program costs: equations and floating-point operations, trip counts included."""
+"""What a program costs: equations, floating-point operations and bytes moved, with trip counts."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
-import jax
 from jax.extend.core import ClosedJaxpr, Var, jaxprs_in_params, primitives
 from jax.interpreters.partial_eval import dce_jaxpr
 
+from mixflow.compiler.analysis.spelling import spell_out
 from mixflow.compiler.vjp_primitive import SYMBOLIC
 
 FREE = frozenset(
@@ -30,25 +29,42 @@ class Cost:
     flops: floating-point operations, a multiply-add counted as two; None where a trip count
         is unknown.
     eqns: equations, those of nested programs counted once.
+
+    bytes: bytes that are read and written, those inside of fused element-wise code left out;
+        None where a trip count is unknown.
     """
 
     flops: float | None
     eqns: int
+    bytes: float | None = 0.0
 
     def __add__(self, other: Cost) -> Cost:
-        eqns = self.eqns + other.eqns
-        if self.flops is None or other.flops is None:
-            return Cost(None, eqns)
-        return Cost(self.flops + other.flops, eqns)
+        return Cost(
+            _both(self.flops, other.flops),
+            self.eqns + other.eqns,
+            _both(self.bytes, other.bytes),
+        )
 
     def times(self, count: int | None) -> Cost:
         """The cost of running this `count` times, None meaning that nobody knows."""
-        if self.flops is None or count is None:
-            return Cost(None, self.eqns)
-        return Cost(self.flops * count, self.eqns)
+        return Cost(_times(self.flops, count), self.eqns, _times(self.bytes, count))
+
+
+def _both(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one + other
+
+
+def _times(amount: float | None, count: int | None) -> float | None:
+    return None if amount is None or count is None else amount * count
 
 
 NOTHING = Cost(0.0, 0)
+
+MATERIAL = (
+    *("dot_general", "conv", "reduce", "cum", "arg", "sort", "gather", "scatter", "dynamic_"),
+    *("triangular", "cholesky", "lu", "qr", "eigh", "svd", "fft", "random", "threefry"),
+)
+"""How the names of primitives begin that read and write memory; others are fused into them."""
 
 
 def program_cost(closed: ClosedJaxpr) -> Cost:
@@ -77,7 +93,7 @@ def _equation_cost(eqn: Any, read: set[Var]) -> Cost:
         return _derivative_cost(eqn, [var in read for var in eqn.outvars])
     nested = [_cost(inner) for inner in jaxprs_in_params(eqn.params)]
     if not nested:
-        return Cost(_leaf_flops(eqn), 1)
+        return Cost(_leaf_flops(eqn), 1, _leaf_bytes(eqn))
     own = Cost(0.0, 1)
     if eqn.primitive is primitives.scan_p:
         return own + nested[0].times(eqn.params["length"])
@@ -92,34 +108,31 @@ def _derivative_cost(eqn: Any, used: list[bool]) -> Cost:
     try:
         plain = spell_out(eqn)
     except NameError:  # a mesh axis that exists only inside of its shard_map
-        return Cost(None, len(eqn.params["function"].jaxpr.eqns))
+        return Cost(None, len(eqn.params["function"].jaxpr.eqns), None)
     return _live_cost(plain, used)
 
 
 def _worst(branches: list[Cost]) -> Cost:
-    flops = [branch.flops for branch in branches]
-    known = [flop for flop in flops if flop is not None]
-    worst = max(known) if len(known) == len(flops) else None
-    return Cost(worst, sum(branch.eqns for branch in branches))
+    flops = _most([branch.flops for branch in branches])
+    moved = _most([branch.bytes for branch in branches])
+    return Cost(flops, sum(branch.eqns for branch in branches), moved)
 
 
-_SPELLED: WeakKeyDictionary[Any, dict[Any, ClosedJaxpr]] = WeakKeyDictionary()
+def _most(amounts: list[float | None]) -> float | None:
+    known = [amount for amount in amounts if amount is not None]
+    return max(known) if len(known) == len(amounts) else None
 
 
-def spell_out(eqn: Any) -> ClosedJaxpr:
-    """A symbolic derivative's equation as the plain program that it lowers to."""
-    known = _SPELLED.setdefault(eqn.params["function"], {})
-    others = {name: value for name, value in eqn.params.items() if name != "function"}
-    key = eqn.primitive, tuple(sorted(others.items())), tuple(v.aval for v in eqn.invars)
-    if key not in known:
-        known[key] = _spelled_out(eqn)
-    return known[key]
+def _leaf_bytes(eqn: Any) -> float:
+    if not eqn.primitive.name.startswith(MATERIAL):
+        return 0.0
+    return float(sum(_size(atom) * _width(atom) for atom in (*eqn.invars, *eqn.outvars)))
 
 
-def _spelled_out(eqn: Any) -> ClosedJaxpr:
-    implementation: Callable[..., Any] = SYMBOLIC[eqn.primitive]
-    specs = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars]
-    return jax.make_jaxpr(lambda *operands: implementation(*operands, **eqn.params))(*specs)
+def _width(atom: Any) -> int:
+    """Bytes of one element."""
+    dtype = getattr(atom.aval, "dtype", None)
+    return 0 if dtype is None else dtype.itemsize
 
 
 def _leaf_flops(eqn: Any) -> float:

@@ -69,8 +69,11 @@ class Lowering:
         return self._bodies[key]
 
     def _body(self, jaxpr: Any, start: int, stop: int) -> Region:
-        scope = Scope()
-        inputs = [scope.source(var.aval) for var in jaxpr.invars]
+        scope = Scope(is_loop=True)
+        inputs = [
+            scope.source(var.aval, invariant=place < start)
+            for place, var in enumerate(jaxpr.invars)
+        ]
         slices = [scope.add(Kind.MOVE, (x,), x, "dynamic_slice") for x in inputs[stop:]]
         results = _Run(self, scope).jaxpr(jaxpr, [*inputs[:stop], *slices])
         carried = results[: stop - start]

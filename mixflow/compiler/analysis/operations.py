@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,11 +60,18 @@ class Array:
 
 
 class Scope:
-    """The values of one region while it is being built."""
+    """The values of one region while it is being built.
 
-    def __init__(self) -> None:
+    Arguments:
+        is_loop: whether it is a loop's body.
+    """
+
+    def __init__(self, *, is_loop: bool = False) -> None:
         self.values: list[Value] = []
+        self._is_loop = is_loop
         self._known: dict[Any, Value] = {}
+        self._invariant: set[Value] = set()
+        """What every iteration computes anew from the same operands."""
 
     def add(
         self, kind: Kind, reads: tuple[Value, ...], aval: Any, name: str, eqn: Any = None
@@ -71,7 +79,12 @@ class Scope:
         """A new value."""
         value = Value(kind, reads, aval, name, eqn)
         self.values.append(value)
+        if kind not in (Kind.SOURCE, Kind.PART) and self._is_invariant(reads):
+            self._invariant.add(value)
         return value
+
+    def _is_invariant(self, reads: Sequence[Value]) -> bool:
+        return self._is_loop and all(read in self._invariant for read in reads)
 
     def once(
         self, kind: Kind, reads: tuple[Value, ...], aval: Any, name: str, eqn: Any = None
@@ -82,9 +95,12 @@ class Scope:
             self._known[key] = self.add(kind, reads, aval, name, eqn)
         return self._known[key]
 
-    def source(self, aval: Any) -> Value:
-        """An argument or an array that the program holds."""
-        return self.add(Kind.SOURCE, (), aval, "source")
+    def source(self, aval: Any, *, invariant: bool = True) -> Value:
+        """An argument or an array that the program holds, the same for every iteration or not."""
+        value = self.add(Kind.SOURCE, (), aval, "source")
+        if invariant:
+            self._invariant.add(value)
+        return value
 
     def literal(self, atom: Literal) -> Value:
         """A scalar that stands in the program itself."""
@@ -117,7 +133,13 @@ class Scope:
         return value
 
     def _common(self, eqn: Any, args: list[Value]) -> Value:
-        """An equation's one result: an old value if the same was computed before."""
+        """An equation's one result: an old value if the same was computed before.
+
+        XLA moves what does not change out of loops before it looks for equal expressions, and
+        takes operands of a loop for different even when they are equal.
+        """
+        if self._is_invariant(args) and eqn.primitive.name not in ("broadcast_in_dim", "iota"):
+            return self._single(eqn, args)
         try:
             key = (eqn.primitive, tuple(args), tuple(eqn.params.items()))
             known = self._known.get(key)
