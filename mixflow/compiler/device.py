@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -10,20 +11,29 @@ class Device:
     """Arguments:
     flops: floating-point operations per second that matrix products reach.
     bandwidth: bytes per second between the processor and its memory.
+    first_touch: bytes of fresh memory per second. On a CPU each page is faulted in and cleared
+        when it is first written to, about 4 µs for 4 KiB; accelerators have a pool.
     keeps_barriers: whether straight-line checkpoints survive the compiler. Without, they would
         cost their recomputation's time and save nothing.
     """
 
     flops: float
     bandwidth: float
+    first_touch: float = math.inf
     keeps_barriers: bool = True
 
-    def seconds(self, flops: float, moved: float) -> float:
-        """Time for that many operations and bytes, as if they did not overlap."""
-        return flops / self.flops + moved / self.bandwidth
+    def seconds(self, flops: float, moved: float, held: float) -> float:
+        """Time for a program, as if nothing overlapped.
+
+        Arguments:
+            flops: floating-point operations.
+            moved: bytes read and written.
+            held: bytes at the peak.
+        """
+        return flops / self.flops + moved / self.bandwidth + held / self.first_touch
 
 
-CPU = Device(flops=1e11, bandwidth=2e10)
+CPU = Device(flops=1e11, bandwidth=2e10, first_touch=1e9)
 GPU = Device(flops=6e13, bandwidth=2e12)
 TPU = Device(flops=1e14, bandwidth=1e12)
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mixflow.compiler.pipeline import Optimised
 
 PREPARE = "canonicalize,cse,fuse-value-and-pullback,canonicalize"
-TIME_WEIGHT = 2
-"""Without a budget, the plan with the least bytes · seconds^TIME_WEIGHT: what takes 10% longer has
-to need 17% less."""
+SLOWEST = 1.35
+"""Without a budget, plans that take longer than this times the fastest one's time are left out."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,14 @@ class Candidate:
     total_bytes: float
     seconds: float
 
+    @property
+    def figures(self) -> tuple[float, float]:
+        """Bytes and seconds."""
+        return self.total_bytes, self.seconds
+
     def is_beaten(self, other: Candidate) -> bool:
         """Whether another candidate needs less of the one and no more of the other."""
-        mine, others = (self.total_bytes, self.seconds), (other.total_bytes, other.seconds)
+        mine, others = self.figures, other.figures
         return mine != others and others[0] <= mine[0] and others[1] <= mine[1]
 
     @property
@@ -75,5 +81,16 @@ class Candidate:
 
 
 def score(total_bytes: float, seconds: float) -> float:
-    """Bytes and seconds in one figure, the less the better."""
-    return total_bytes * seconds**TIME_WEIGHT
+    """Bytes and seconds in one figure, the less the better: 10% longer has to be 5% less."""
+    return total_bytes * math.sqrt(seconds)
+
+
+def balanced(figures: Sequence[tuple[float, float]]) -> int:
+    """The place of the plan to take where there is no budget.
+
+    Arguments:
+        figures: bytes and seconds of each plan.
+    """
+    bearable = SLOWEST * min(seconds for _, seconds in figures)
+    allowed = [place for place, (_, seconds) in enumerate(figures) if seconds <= bearable]
+    return min(allowed, key=lambda place: score(*figures[place]))

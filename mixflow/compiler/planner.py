@@ -30,7 +30,7 @@ from mixflow.compiler.differentiand import is_inexact, merge, partition
 from mixflow.compiler.emitter import main_function
 from mixflow.compiler.nesting import choose_nest
 from mixflow.compiler.pipeline import Optimised, optimise, parse_passes
-from mixflow.compiler.plan import PREPARE, Candidate, Plan
+from mixflow.compiler.plan import PREPARE, Candidate, Plan, balanced
 from mixflow.passes.checkpoint_inner_loop import is_inner_loop
 
 
@@ -108,9 +108,10 @@ class Planner:
         alike = optimised if plan != Plan() else self._prepared
         program = self._measured(alike.jaxpr)
         cost = program_cost(program)
-        seconds = self._device.seconds(cost.flops or 0.0, cost.bytes or 0.0)
         held = sum(map(_size, (*program.in_avals, *program.out_avals)))
-        return Candidate(plan, optimised, held + peak_memory(program).bytes, seconds)
+        total = held + peak_memory(program).bytes
+        seconds = self._device.seconds(cost.flops or 0.0, cost.bytes or 0.0, total)
+        return Candidate(plan, optimised, total, seconds)
 
     def _measured(self, closed: ClosedJaxpr) -> ClosedJaxpr:
         """The program whose cost counts: its gradient, where all there is to gain is in that."""
@@ -154,7 +155,7 @@ class Planner:
 
     @property
     def _balanced(self) -> Candidate:
-        return min(self.considered, key=lambda one: one.score)
+        return self.considered[balanced([one.figures for one in self.considered])]
 
     def front(self, budget: int | None = None) -> list[Candidate]:
         """The plans that no other one beats in both memory and time, the best first."""
@@ -187,6 +188,10 @@ class Planner:
             for saved in {False, self.facts.symmetric}:
                 plan = replace(self._balanced.plan, symmetric=self.facts.symmetric)
                 self.candidate(replace(plan, levels=levels, saved=saved))
+        if levels > 1 and self._device.keeps_barriers:
+            # What the loop holds has changed, and with it what segments are worth.
+            other = 0 if self._balanced.plan.slack is None else None
+            self.candidate(replace(self._balanced.plan, slack=other))
 
     def _held(self, levels: int) -> float:
         """Bytes of the states that the inner loop holds at once, nested so deep."""
@@ -194,9 +199,9 @@ class Planner:
         return self.facts.held_bytes / steps * choose_nest(steps, levels).states
 
     def _plain_may_be_best(self) -> bool:
-        """Not where a checkpointed step, at most a third slower than plain, is beaten by far."""
+        """Not where a checkpointed step, at most a third slower than plain, is well beaten."""
         step = self._costed.get(Plan(levels=1))
-        return step is None or self._balanced.score > 0.4 * step.score
+        return step is None or self._balanced.score > 0.8 * step.score
 
     def _fit(self, budget: int) -> None:
         """Cost what comes near the budget: more slack where there is room, more reruns if not."""

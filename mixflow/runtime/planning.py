@@ -9,7 +9,7 @@ from typing import Any
 from mixflow.compiler.capture import Captured
 from mixflow.compiler.dialects.remarks import Remark
 from mixflow.compiler.pipeline import Optimised, optimise, parse_passes
-from mixflow.compiler.plan import Candidate, score
+from mixflow.compiler.plan import Candidate, balanced
 from mixflow.compiler.planner import Planner
 from mixflow.errors import BudgetError
 from mixflow.runtime.backend import planning_device
@@ -99,12 +99,14 @@ class Chooser:
             raise over_budget(
                 self._name, self._budget or 0, min(run[0].total_bytes for run in runs)
             )
-        best = min(within, key=lambda run: self._merit(run[0]))[1]
+        best = within[self._best([run[0] for run in within])][1]
         self._choose(_key(captured, differentiated=False), planner, best)
 
-    def _merit(self, measured: Measurement) -> float:
-        seconds = measured.run_s or 0.0
-        return seconds if self._budget is not None else score(measured.total_bytes, seconds)
+    def _best(self, runs: list[Measurement]) -> int:
+        figures = [(float(run.total_bytes), run.run_s or 0.0) for run in runs]
+        if self._budget is None:
+            return balanced(figures)
+        return min(range(len(runs)), key=lambda place: figures[place][1])
 
     def _choose(self, key: Any, planner: Planner, candidate: Candidate) -> None:
         self._found[key] = Chosen(candidate.plan.passes, planner.declines(candidate))

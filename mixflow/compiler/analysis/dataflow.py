@@ -48,7 +48,7 @@ class Value:
 
     __slots__ = (
         *("kind", "reads", "shape", "dtype", "name", "eqn", "size", "bytes", "rank"),
-        *("shares", "constant", "nested"),
+        *("shares", "constant", "nested", "aligned"),
     )
 
     def __init__(
@@ -59,8 +59,8 @@ class Value:
         self.name = name
         self.eqn = eqn
         self.dtype = getattr(aval, "dtype", None)
-        self.shape = tuple(getattr(aval, "shape", ()))
-        dims = [dim for dim in self.shape if isinstance(dim, int)]
+        self.shape: tuple[Any, ...] = tuple(getattr(aval, "shape", ()))
+        dims: list[Any] = [dim for dim in self.shape if isinstance(dim, int)]
         self.size = math.prod(dims)
         """Elements; dimensions of unknown size count as one."""
         self.bytes = self.size * item_size(self.dtype)
@@ -71,6 +71,8 @@ class Value:
         self.constant: Any = None
         """The one scalar in it, where that is known at compile time."""
         self.nested: Nested | None = None
+        self.aligned: frozenset[Value] | None = None
+        """For a library call, the operands that it needs one element of for each of its own."""
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ _LIBRARY_REDUCTIONS = frozenset({"reduce_sum", "reduce_max", "reduce_min"})
 _LIBRARY_TYPES = frozenset({"float64", "float32", "bfloat16"})
 
 _FUSIBLE = frozenset({Kind.CHEAP, Kind.COSTLY, Kind.MOVE, Kind.BROADCAST, Kind.REDUCE})
-_EXPENSIVE = frozenset({Kind.COSTLY, Kind.REDUCE})
+_ELEMENTWISE = frozenset({Kind.CHEAP, Kind.COSTLY})
 _SLICES = frozenset({"slice", "dynamic_slice", "gather"})
 _MAX_CONCATENATED = 8
 
@@ -41,11 +41,14 @@ class Kernel:
     Arguments:
         value: what it computes.
         reads: the kernels whose values it reads, by place.
+        aligned: those of which it needs one element for each that it computes; it may write to
+            the memory of one of them.
         traffic: bytes that it reads and writes.
     """
 
     value: Value
     reads: tuple[int, ...]
+    aligned: frozenset[int]
     traffic: int
 
 
@@ -85,6 +88,7 @@ def _with_libraries(region: Region, users: dict[Value, list[Value]]) -> list[Val
         fused |= members
         inside |= members - {last}
         reads = {read for member in members for read in member.reads} - members
+        last.aligned = _aligned(reads, members, last, users)
         for read in reads:
             users[read] = [*(user for user in users[read] if user not in members), last]
         last.kind = Kind.LIBRARY
@@ -116,12 +120,32 @@ def _library_call(
         last = only
 
 
+def _aligned(
+    reads: set[Value], members: set[Value], last: Value, users: dict[Value, list[Value]]
+) -> frozenset[Value]:
+    """The operands of a library call that reach its result through element-wise members alone."""
+    straight = {last} if last.kind in _ELEMENTWISE else set[Value]()
+    found = list(straight)
+
+    def leads_straight(value: Value) -> bool:
+        inside = [user for user in users[value] if user in members]
+        return value.size == last.size and all(user in straight for user in inside)
+
+    while found:
+        for read in found.pop().reads:
+            inner = read in members and read.kind in _ELEMENTWISE and read not in straight
+            if inner and leads_straight(read):
+                straight.add(read)
+                found.append(read)
+    return frozenset(read for read in reads if leads_straight(read))
+
+
 def _suits_library(value: Value) -> bool:
     """Whether XLA's CPU library has the operation, and it is large enough."""
     if not all(str(one.dtype) in _LIBRARY_TYPES for one in (value, *value.reads)):
         return False
     if value.kind is Kind.DOT:
-        return value.rank > 1
+        return value.rank > 1 and not _is_transposed(value)
     if value.name in _LIBRARY_MOVES:
         return value.kind in (Kind.BROADCAST, Kind.MOVE)
     if max(one.size for one in (value, *value.reads)) < LIBRARY_ELEMENTS:
@@ -129,6 +153,19 @@ def _suits_library(value: Value) -> bool:
     if value.kind is Kind.REDUCE:
         return value.name in _LIBRARY_REDUCTIONS
     return value.kind in (Kind.CHEAP, Kind.COSTLY) and value.name in _LIBRARY_OPERATIONS
+
+
+def _is_transposed(product: Value) -> bool:
+    """Whether a matrix product's left operand is read by columns."""
+    ((contracted, _), (batch, _)) = product.eqn.params["dimension_numbers"]
+    shape = product.eqn.invars[0].aval.shape
+    free = [
+        dim
+        for dim, size in enumerate(shape)
+        if dim not in contracted and dim not in batch and size != 1
+    ]
+    is_copied = product.reads[0].name == "transpose"  # then it is copied as the product needs it
+    return not is_copied and bool(free) and min(contracted) < max(free)
 
 
 # --- loop fusion -------------------------------------------------------------------------------
@@ -157,9 +194,9 @@ class _Fusion:
         takers = self._willing(value) if value.kind in _FUSIBLE else set[Value]()
         stored = value in self._results or len(takers) < len(self._users[value]) or not takers
         homes = {self._home[taker] for taker in takers}
-        if value.kind in _EXPENSIVE:
+        if _is_expensive(value):
             stored = stored or None in homes or len(homes) > 1
-        if stored and (value.kind in _EXPENSIVE or _is_wide(value)):
+        if stored and (_is_expensive(value) or _is_wide(value)):
             takers = set[Value]()
         if stored:
             self._stored.add(value)
@@ -178,37 +215,60 @@ class _Fusion:
     def _takes(self, user: Value, value: Value) -> bool:
         if user.kind is Kind.UPDATE:
             is_base = user.name == "dynamic_update_slice" and user.reads[0] is value
-            return user.name in ("stack", "dynamic_update_slice") and not is_base
+            return user.name in ("stacked", "dynamic_update_slice") and not is_base
         if user.kind not in _FUSIBLE:
             return False
         if user.name == "concatenate" and len(user.reads) > _MAX_CONCATENATED:
             return False
         repeats = user.kind is Kind.BROADCAST or user in self._repeated
-        return not (repeats and value.kind in _EXPENSIVE)
+        return not (repeats and _is_expensive(value))
 
     def kernels(self) -> list[Kernel]:
         """The stored values, with what their kernels read."""
         place: dict[Value, int] = {}
-        leaves: dict[Value, dict[Value, int]] = {}
+        leaves: dict[Value, dict[Value, _Use]] = {}
         kernels: list[Kernel] = []
         for value in self._values:
-            leaves[value] = self._leaves(value, leaves)
+            uses = leaves[value] = self._leaves(value, leaves)
             if value in self._stored:
-                reads = tuple(place[leaf] for leaf in leaves[value])
+                reads = tuple(place[leaf] for leaf in uses)
+                aligned = frozenset(place[leaf] for leaf, use in uses.items() if use.aligned)
                 place[value] = len(kernels)
-                kernels.append(Kernel(value, reads, _traffic(value, leaves[value])))
+                kernels.append(Kernel(value, reads, aligned, _traffic(value, uses)))
         return kernels
 
-    def _leaves(self, value: Value, known: dict[Value, dict[Value, int]]) -> dict[Value, int]:
-        """The stored values that a value is computed from, each with the bytes read of it."""
-        found: dict[Value, int] = {}
+    def _leaves(self, value: Value, known: dict[Value, dict[Value, _Use]]) -> dict[Value, _Use]:
+        """The stored values that a value is computed from, and how."""
+        found: dict[Value, _Use] = {}
         limit = value.bytes if value.name in _SLICES else None
         for read in value.reads:
             taken = value in self._takers[read]
-            for leaf, amount in known[read].items() if taken else [(read, read.bytes)]:
-                used = amount if limit is None else min(amount, limit)
-                found[leaf] = max(found.get(leaf, 0), used)
+            direct = {read: _Use(read.bytes, aligned=True)}
+            straight = _is_aligned(value, read)
+            for leaf, use in (known[read] if taken else direct).items():
+                amount = use.bytes if limit is None else min(use.bytes, limit)
+                before = found.get(leaf)
+                aligned = straight and use.aligned and (before is None or before.aligned)
+                found[leaf] = _Use(max(amount, before.bytes if before else 0), aligned)
         return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Use:
+    """Bytes that a kernel reads of an operand, and whether element by element."""
+
+    bytes: int
+    aligned: bool
+
+
+def _is_aligned(value: Value, read: Value) -> bool:
+    if value.kind is Kind.LIBRARY:
+        return value.aligned is not None and read in value.aligned
+    return value.kind in _ELEMENTWISE and value.size == read.size
+
+
+def _is_expensive(value: Value) -> bool:
+    return value.kind in (Kind.COSTLY, Kind.REDUCE) or value.name == "gather"
 
 
 def _is_wide(value: Value) -> bool:
@@ -224,11 +284,11 @@ def _is_wide(value: Value) -> bool:
     return len(large) > 1 and sum(read.size for read in set(value.reads)) > value.size
 
 
-def _traffic(value: Value, leaves: dict[Value, int]) -> int:
+def _traffic(value: Value, uses: dict[Value, _Use]) -> int:
     if value.kind in (Kind.SOURCE, Kind.PART, Kind.BARRIER) or value.nested is not None:
         return 0
-    read = sum(leaves.values())
-    if value.kind is not Kind.UPDATE or value.name in ("copy", "stack"):
+    read = sum(use.bytes for use in uses.values())
+    if value.kind is not Kind.UPDATE or value.name in ("copy", "stacked"):
         return read + value.bytes
-    changed = sum(leaf for place, leaf in enumerate(leaves.values()) if place > 0)
+    changed = sum(use.bytes for place, use in enumerate(uses.values()) if place > 0)
     return 2 * changed

@@ -21,7 +21,6 @@ from mixflow.compiler.analysis.lowering import lower
 from mixflow.compiler.analysis.order import breadth_first, depth_first
 
 _GIBIBYTE = 2**30
-_ELEMENTWISE = (Kind.CHEAP, Kind.COSTLY)
 
 
 @dataclass(frozen=True)
@@ -195,11 +194,15 @@ class _Buffers:
         for old, new in region.carries:
             number = self._place[new]
             last = self._last_read.get(self._place[old], -1)
-            elementwise = (*_ELEMENTWISE, Kind.UPDATE)
             step = self._step[number]
-            if last < step or (last == step and self._kernels[number].value.kind in elementwise):
+            if last < step or (last == step and self._is_in_place(number, old)):
                 provided.add(self._owner[number])
         return provided
+
+    def _is_in_place(self, number: int, old: Value) -> bool:
+        """Whether a kernel may write its result over a value that it reads."""
+        kernel = self._kernels[number]
+        return kernel.value.kind is Kind.UPDATE or self._place[old] in kernel.aligned
 
     def born(self, number: int) -> int:
         """Bytes of the buffer that a kernel starts; 0 if it writes into another one."""
@@ -209,12 +212,10 @@ class _Buffers:
         return value.bytes if self._owner[number] == number else 0
 
     def taken_over(self, step: int, number: int) -> int | None:
-        """A buffer that an element-wise kernel reads for the last time and writes to."""
+        """A buffer that a kernel reads for the last time, element by element, and writes to."""
         kernel = self._kernels[number]
-        if kernel.value.kind not in _ELEMENTWISE:
-            return None
         for dead in self.dying[step]:
-            if dead in kernel.reads and dead != number and self.born(dead) == kernel.value.bytes:
+            if dead in kernel.aligned and self.born(dead) == kernel.value.bytes:
                 return dead
         return None
 

@@ -18,7 +18,7 @@ from mixflow.compiler.vjp_primitive import SYMBOLIC
 CALLS = frozenset(
     {
         *("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2", "shard_map"),
-        *("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"),
+        *("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr", "composite"),
     }
 )
 """Equations that run the program inside them, once and on their own operands."""
@@ -78,7 +78,7 @@ class Lowering:
         results = _Run(self, scope).jaxpr(jaxpr, [*inputs[:stop], *slices])
         carried = results[: stop - start]
         stacked = [
-            scope.add(Kind.UPDATE, (value,), value, "stack", value.eqn)
+            scope.add(Kind.UPDATE, (value,), value, "stacked", value.eqn)
             for value in results[stop - start :]
         ]
         return _region(scope, stacked, list(zip(inputs[start:stop], carried, strict=True)))

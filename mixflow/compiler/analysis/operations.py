@@ -19,7 +19,7 @@ CHEAP = frozenset(
         *("floor", "ceil", "round", "is_finite", "integer_pow", "convert_element_type", "select_n"),
         *("sin", "cos", "tan", "real", "imag", "complex", "conj", "reduce_precision", "nextafter"),
         *("bitcast_convert_type", "shift_left", "shift_right_logical", "shift_right_arithmetic"),
-        *("population_count", "clz", "mul_no_nan"),
+        *("population_count", "clz", "mul_no_nan", "mulhi", "one_minus_square", "polynomial"),
     }
 )
 """Element-wise, and as cheap as reading the result from memory."""
@@ -28,12 +28,18 @@ COSTLY = frozenset(
     {
         *("exp", "exp2", "expm1", "log", "log1p", "logistic", "erf", "erfc", "erf_inv", "tanh"),
         *("div", "rem", "pow", "sqrt", "rsqrt", "cbrt", "sinh", "cosh", "asin", "acos", "atan"),
-        *("asinh", "acosh", "atanh", "atan2", "lgamma", "digamma"),
+        *("asinh", "acosh", "atanh", "atan2", "lgamma", "digamma", "log2", "bessel_i0e"),
+        *("bessel_i1e", "igamma", "igammac", "polygamma", "zeta", "regularized_incomplete_beta"),
     }
 )
 """Element-wise, and not to be computed twice."""
 
-MOVES = frozenset({"transpose", "rev", "slice", "dynamic_slice", "pad", "concatenate", "iota"})
+MOVES = frozenset(
+    {
+        *("transpose", "rev", "slice", "dynamic_slice", "pad", "concatenate", "stack", "iota"),
+        *("gather", "split", "unstack"),
+    }
+)
 
 REDUCTIONS = frozenset(
     {
@@ -118,13 +124,21 @@ class Scope:
 
     def leaf(self, eqn: Any, args: list[Value]) -> list[Value]:
         """The results of an equation that holds no program."""
-        if len(eqn.outvars) == 1 and not eqn.effects:
+        name = eqn.primitive.name
+        if name in ("split", "unstack") and len(eqn.outvars) > 1:
+            return [self.add(Kind.MOVE, (args[0],), v.aval, "slice", eqn) for v in eqn.outvars]
+        if len(eqn.outvars) == 1 and not eqn.effects and name != "random_bits":
             return [self._common(eqn, args)]
-        if eqn.primitive.name == "split":
-            name = "slice"
-            return [self.add(Kind.MOVE, (args[0],), v.aval, name, eqn) for v in eqn.outvars]
-        call = self.add(Kind.CALL, tuple(args), None, eqn.primitive.name, eqn)
+        call = self.add(Kind.CALL, tuple(args), None, name, eqn)
+        if name == "random_bits":
+            return [self._random_bits(eqn, call)]
         return [self.part(call, var.aval) for var in eqn.outvars]
+
+    def _random_bits(self, eqn: Any, call: Value) -> Value:
+        """JAX's generator makes two words for each, which their readers put together."""
+        out = eqn.outvars[0].aval
+        words = (self.part(call, out), self.part(call, out))
+        return self.add(Kind.CHEAP, words, out, "xor", eqn)
 
     def part(self, call: Value, aval: Any, shares: Value | None = None) -> Value:
         """One result of a call, in a buffer of its own or in that of another value."""
@@ -149,20 +163,21 @@ class Scope:
             known = self._known[key] = self._single(eqn, args)
         return known
 
-    def _single(self, eqn: Any, args: list[Value]) -> Value:
+    def _single(self, eqn: Any, args: list[Value]) -> Value:  # noqa: PLR0911
         name, out = eqn.primitive.name, eqn.outvars[0].aval
-        if name in SAME or _changes_nothing(eqn, args):
+        is_swapped = name == "transpose" and _is_swapped_product(eqn, args[0])
+        if name in SAME or is_swapped or _changes_nothing(eqn, args):
             return args[0]
         if name in CHEAP or name in COSTLY:
             return self._elementwise(eqn, args)
-        if name == "broadcast_in_dim":
+        if name in ("empty", "empty2"):
+            return self._spread(self.scalar(UNKNOWN, out.dtype), out, eqn)
+        if name in ("broadcast_in_dim", "tile"):
             return self._broadcast(eqn, args)
         if name == "dot_general":
             return self._dot(eqn, args)
         if name == "conv_general_dilated":
             return self._convolution(eqn, args)
-        if name == "transpose" and _is_swapped_product(eqn, args[0]):
-            return args[0]
         return self.add(_kind(name), tuple(args), out, name, eqn)
 
     def _broadcast(self, eqn: Any, args: list[Value]) -> Value:
@@ -190,6 +205,10 @@ class Scope:
         neutral = _neutral_operand(name, args)
         if neutral is not None:
             return self._spread(args[1 - neutral], out, eqn)
+        scatter = _scattered_operand(name, args)
+        if scatter is not None:
+            reads = (args[1 - scatter], *args[scatter].reads[1:])
+            return self.add(Kind.UPDATE, reads, out, "scatter-add", eqn)
         if name == "div" and _is_broadcast(args[1], out):
             return self._scaled(eqn, args)
         costly = name in COSTLY or (name == "integer_pow" and eqn.params["y"] < 0)
@@ -212,10 +231,19 @@ class Scope:
     def _dot(self, eqn: Any, args: list[Value]) -> Value:
         (contract, batch) = eqn.params["dimension_numbers"]
         operands = (
-            self._product_operand(eqn, args[side], batch[side], contract[side], side)
+            self._product_operand(
+                eqn, self._widened(args[side], eqn), batch[side], contract[side], side
+            )
             for side in (0, 1)
         )
         return self.add(Kind.DOT, tuple(operands), eqn.outvars[0].aval, "dot_general", eqn)
+
+    def _widened(self, arg: Value, eqn: Any) -> Value:
+        """An operand of a product in the precision in which it is computed."""
+        if getattr(arg.dtype, "name", "") not in ("bfloat16", "float16"):
+            return arg
+        wide = Array(arg.shape, np.dtype(np.float32))
+        return self.once(Kind.CHEAP, (arg,), wide, "convert_element_type", eqn)
 
     def _product_operand(self, eqn: Any, arg: Value, batch: Any, contract: Any, side: int) -> Value:
         """An operand of a matrix product, copied if no library takes its dimensions as they are.
@@ -267,8 +295,6 @@ def _kind(name: str) -> Kind:
         return Kind.MOVE
     if name in REDUCTIONS:
         return Kind.REDUCE
-    if name == "gather":
-        return Kind.COSTLY
     if name == "dynamic_update_slice" or name.startswith("scatter"):
         return Kind.UPDATE
     return Kind.CALL
@@ -279,7 +305,7 @@ def _changes_nothing(eqn: Any, args: list[Value]) -> bool:
     name, out = eqn.primitive.name, eqn.outvars[0].aval
     if name == "convert_element_type":
         return out.dtype == args[0].dtype
-    if name == "broadcast_in_dim":
+    if name in ("broadcast_in_dim", "tile", "split", "unstack", "concatenate", "slice"):
         return _size(out) == args[0].size
     if name != "transpose":
         return False
@@ -311,6 +337,20 @@ def _neutral_operand(name: str, args: list[Value]) -> int | None:
     if (name == "sub" and args[1].constant == 0) or (name == "div" and args[1].constant == 1):
         return 1
     return None
+
+
+def _scattered_operand(name: str, args: list[Value]) -> int | None:
+    """The place of an operand of a sum that is zero but for some places, if there is one."""
+    if name not in ("add", "add_any") or args[0].size != args[1].size:
+        return None
+    return next(
+        (
+            side
+            for side in (0, 1)
+            if args[side].name == "scatter-add" and args[side].reads[0].constant == 0
+        ),
+        None,
+    )
 
 
 def _is_broadcast(value: Value, out: Any) -> bool:
