@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
+import signal
+import sys
+from pathlib import Path
+from typing import Any
 
 import click
 
+from benchmarks.compare import Comparison
 from benchmarks.overhead import overhead
-from benchmarks.reference import Size
+from benchmarks.programs import COMPARED, NAMES, is_program
+from benchmarks.reference import TASKS, Size
+from benchmarks.report import can_plot, reports, write
+from benchmarks.sizes import sizes
 
 
-@click.group()
+@click.group(context_settings={"show_default": True})
 def main() -> None:
     """Measure mixflow."""
 
@@ -23,5 +31,77 @@ def overhead_command(layers: int, repeats: int) -> None:
     click.echo(json.dumps(overhead(Size(layers=layers), repeats), indent=2))
 
 
+def _programs(_: Any, option: Any, text: str | None) -> tuple[str, ...] | None:
+    if text is None:
+        return None
+    names = tuple(dict.fromkeys(text.split(",")))
+    unknown = [name for name in names if not is_program(name)]
+    if unknown:
+        raise click.BadParameter(f"there is no {unknown[0]!r}; there are {', '.join(NAMES)}")
+    return names
+
+
+def _folder(_: Any, option: Any, folder: Path | None) -> Path | None:
+    if folder is not None and not can_plot():
+        raise click.BadParameter("matplotlib draws the pictures, and is not installed")
+    return folder
+
+
+_COUNT = click.IntRange(min=1)
+
+
+@main.command("reference")
+@click.option("--task", type=click.Choice(TASKS), default=TASKS[0])
+@click.option("--programs", callback=_programs, help=f"By commas; by default {','.join(COMPARED)}.")
+@click.option("--steps", type=_COUNT, help="Inner steps.")
+@click.option("--layers", type=_COUNT)
+@click.option("--tokens", type=_COUNT)
+@click.option("--sweep", is_flag=True, help="Over steps, layers and tokens; expert and mixflow.")
+@click.option("--long-loop", is_flag=True, help="64 steps, 2 layers; expert and mixflow.")
+@click.option("--rounds", type=_COUNT, default=3, help="Fresh processes for each program.")
+@click.option("--runs", type=_COUNT, default=2, help="Timed runs in each process.")
+@click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32")
+@click.option("--memory-only", is_flag=True, help="Compile once, run nothing.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    callback=_folder,
+    help="Also write reference.json and pictures to this folder, after each size.",
+)
+def reference_command(**options: Any) -> None:
+    """Memory and time of the reference program's meta-gradient: JAX, an expert, mixflow.
+
+    Each program runs in a process of its own, in turn with the others, round after round. One that
+    dies has a row that says so.
+    """
+    if options["sweep"] and options["long_loop"]:
+        raise click.UsageError("--sweep and --long-loop cannot both be asked for")
+    given = {name: options[name] for name in ("steps", "layers", "tokens") if options[name]}
+    points = sizes(given, sweep=options["sweep"], long_loop=options["long_loop"])
+    report: dict[str, Any] = {}
+    for report in reports(points, _comparison(options), _say):
+        if options["out"]:
+            write(report, options["out"])
+    click.echo(json.dumps(report, indent=2))
+
+
+def _comparison(options: dict[str, Any]) -> Comparison:
+    many = options["sweep"] or options["long_loop"]
+    return Comparison(
+        programs=options["programs"] or (("expert", "mixflow") if many else COMPARED),
+        task=options["task"],
+        dtype=options["dtype"],
+        rounds=1 if options["memory_only"] else options["rounds"],
+        runs=0 if options["memory_only"] else options["runs"],
+    )
+
+
+def _say(what: str) -> None:
+    if sys.stderr.isatty():
+        click.echo(what, err=True)
+
+
 if __name__ == "__main__":
+    # An exception, unlike the signal, also ends the process that is being measured.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     main()

@@ -13,7 +13,6 @@ import mixflow
 from mixflow.compiler.analysis.liveness import peak_memory
 from mixflow.passes import DEFAULT_PIPELINE
 
-
 A = jnp.ones((64, 64), jnp.float32)
 SIZE = 4 * 64 * 64
 

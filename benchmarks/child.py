@@ -1,0 +1,121 @@
+"""One program measured in a process of its own: `python -m benchmarks.child JOB`, JOB as JSON.
+
+It prints one line of JSON and exits; whoever started it reads that, or how it died.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import statistics
+import sys
+import time
+import traceback
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks.programs import make
+from benchmarks.reference import Size
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one process measures.
+
+    Arguments:
+        program: a name that `benchmarks.programs` knows.
+        size, task: of the reference program.
+        dtype: "float32" or "float64".
+        runs: timed runs, after one that is not timed; none if it is only to be compiled.
+        results: where the result's leaves go, an npz file; None to leave them.
+    """
+
+    program: str
+    size: Size
+    task: str
+    dtype: str = "float32"
+    runs: int = 0
+    results: str | None = None
+
+    def to_json(self) -> str:
+        """The command-line argument."""
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def from_json(text: str) -> Job:
+        """Back from the command-line argument."""
+        fields: dict[str, Any] = json.loads(text)
+        return Job(size=Size(**fields.pop("size")), **fields)
+
+
+def measure(job: Job) -> dict[str, Any]:
+    """Compile the program and, if asked to, run it."""
+    jax.config.update("jax_enable_x64", job.dtype == "float64")
+    jitted, args = make(job.program, job.size, job.task)
+    start = time.perf_counter()
+    compiled = jitted.lower(*args).compile()
+    figures: dict[str, Any] = {
+        "backend": jax.default_backend(),
+        "temp_bytes": compiled.memory_analysis().temp_size_in_bytes,
+        "compile_s": time.perf_counter() - start,
+    }
+    return {**figures, **_run(job, compiled, args)} if job.runs else figures
+
+
+def _run(job: Job, compiled: Any, args: tuple[Any, ...]) -> dict[str, Any]:
+    args = jax.block_until_ready(jax.device_put(args))
+    _forget_peak()
+    before = _peak_bytes()
+    result = jax.block_until_ready(compiled(*args))
+    resident = _peak_bytes() - before
+    if job.results is not None:
+        np.savez(job.results, *map(np.asarray, jax.tree.leaves(result)))
+    del result
+    times = [_seconds(compiled, args) for _ in range(job.runs)]
+    return {"resident_bytes": resident, "run_s": statistics.median(times)}
+
+
+def _seconds(compiled: Any, args: tuple[Any, ...]) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(compiled(*args))
+    return time.perf_counter() - start
+
+
+def _peak_bytes() -> int:
+    """The most memory that this process has had resident, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _forget_peak() -> None:
+    """Set the mark back to what is resident now, where the system can (Linux).
+
+    Elsewhere the compiler's own peak stays in it, and the growth that is read is a lower bound.
+    """
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _die_first() -> None:
+    """Where memory runs out, ask Linux to end this process and not the one that waits for it."""
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+def _main() -> None:
+    _die_first()
+    try:
+        print(json.dumps(measure(Job.from_json(sys.argv[1]))))
+    except Exception as error:
+        traceback.print_exc()
+        # The last line on stderr is what the row says; JAX's notes would be in its place.
+        sys.exit(f"{type(error).__name__}: {error}".splitlines()[0])
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,58 @@
+"""A comparison over several sizes, put together, and written as JSON and pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from benchmarks.compare import Comparison, compare
+from benchmarks.files import write_whole
+from benchmarks.machine import machine, versions
+from benchmarks.ratios import ratios
+from benchmarks.reference import Size
+
+
+def reports(
+    sizes: list[Size], how: Comparison, say: Callable[[str], None] = lambda _: None
+) -> Iterator[dict[str, Any]]:
+    """What is known after each size; the last is the whole.
+
+    Each has: versions, machine, task, dtype, size (what of it all sizes share), rows (as `compare`
+    returns them, each with its whole size) and ratios (mixflow over the expert; None where a row
+    of either is missing).
+    """
+    rows: list[dict[str, Any]] = []
+    for size in sizes:
+        rows += compare(size, how, say)
+        yield {
+            "versions": versions(),
+            "machine": machine(),
+            "task": how.task,
+            "dtype": how.dtype,
+            "size": _shared(sizes),
+            "rows": rows,
+            "ratios": ratios(rows),
+        }
+
+
+def _shared(sizes: list[Size]) -> dict[str, int]:
+    first, *others = map(asdict, sizes)
+    return {name: at for name, at in first.items() if all(one[name] == at for one in others)}
+
+
+def can_plot() -> bool:
+    """Whether matplotlib is installed."""
+    return find_spec("matplotlib") is not None
+
+
+def write(report: dict[str, Any], folder: Path) -> None:
+    """Write `reference.json` and the pictures to a folder, each file whole."""
+    from benchmarks.plots import plots  # noqa: PLC0415  # matplotlib is needed for nothing else
+
+    write_whole(folder / "reference.json", (json.dumps(report, indent=2) + "\n").encode())
+    for name, png in plots(report["rows"]).items():
+        write_whole(folder / name, png)
