@@ -7,7 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import pytest
-from programs import DEEP, LONG, momentum_args, momentum_meta_loss, quadratic
+from meta_losses import DEEP, LONG, momentum_args, momentum_meta_loss, quadratic
 from support import assert_close, captures
 
 import mixflow
