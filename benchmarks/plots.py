@@ -34,6 +34,7 @@ def _png(name: str, rows: list[Row]) -> bytes:
         _bars(places[0], name, rows)
     for place, axis in zip(places, axes, strict=False):
         _lines(place, name, axis, rows)
+    places[0].set_ylim(bottom=0)  # after all is drawn: it ends the scaling, which they share
     file = io.BytesIO()
     picture.savefig(file, format="png", dpi=150)
     return file.getvalue()
@@ -57,7 +58,6 @@ def _lines(place: Axes, name: str, axis: str, rows: list[Row]) -> None:
     place.set_xlabel(_AXES[axis])
     place.set_title(", ".join(f"{at} {_AXES[key]}" for key, at in others.items()), fontsize=9)
     place.set_xticks(_values(rows, axis))
-    place.set_ylim(bottom=0)
     place.legend()
 
 

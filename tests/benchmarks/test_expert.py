@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -17,15 +18,19 @@ from benchmarks.reference import TASKS, Size, arguments, meta_loss
 TINY = Size(steps=2, layers=1, width=8, heads=2, tokens=8, batch=2, vocabulary=16)
 
 
+def result(task: str, loss: Callable[..., Any]) -> Any:
+    quick_to_compile = {"xla_backend_optimization_level": 0}
+    program = jax.jit(jax.value_and_grad(loss), compiler_options=quick_to_compile)
+    return program(*arguments(TINY, task))
+
+
 @functools.cache
 def plain_result(task: str) -> Any:
-    program = jax.jit(jax.value_and_grad(meta_loss(TINY, task)))
-    return program(*arguments(TINY, task))
+    return result(task, meta_loss(TINY, task))
 
 
 def expert_result(task: str, annotations: Annotations) -> Any:
-    program = jax.jit(jax.value_and_grad(expert.meta_loss(TINY, task, annotations)))
-    return program(*arguments(TINY, task))
+    return result(task, expert.meta_loss(TINY, task, annotations))
 
 
 @pytest.mark.parametrize("task", TASKS)

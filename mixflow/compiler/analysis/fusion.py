@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 from mixflow.compiler.analysis.dataflow import Kind, Region, Value
+from mixflow.compiler.analysis.operations import reads_columns
 
 LIBRARY_ELEMENTS = 4096
 """An operation on fewer elements is not worth a library call to XLA."""
@@ -145,7 +146,7 @@ def _suits_library(value: Value) -> bool:
     if not all(str(one.dtype) in _LIBRARY_TYPES for one in (value, *value.reads)):
         return False
     if value.kind is Kind.DOT:
-        return value.rank > 1 and not _is_transposed(value)
+        return value.rank > 1 and not reads_columns(value.eqn, value.reads[0])
     if value.name in _LIBRARY_MOVES:
         return value.kind in (Kind.BROADCAST, Kind.MOVE)
     if max(one.size for one in (value, *value.reads)) < LIBRARY_ELEMENTS:
@@ -153,19 +154,6 @@ def _suits_library(value: Value) -> bool:
     if value.kind is Kind.REDUCE:
         return value.name in _LIBRARY_REDUCTIONS
     return value.kind in (Kind.CHEAP, Kind.COSTLY) and value.name in _LIBRARY_OPERATIONS
-
-
-def _is_transposed(product: Value) -> bool:
-    """Whether a matrix product's left operand is read by columns."""
-    ((contracted, _), (batch, _)) = product.eqn.params["dimension_numbers"]
-    shape = product.eqn.invars[0].aval.shape
-    free = [
-        dim
-        for dim, size in enumerate(shape)
-        if dim not in contracted and dim not in batch and size != 1
-    ]
-    is_copied = product.reads[0].name == "transpose"  # then it is copied as the product needs it
-    return not is_copied and bool(free) and min(contracted) < max(free)
 
 
 # --- loop fusion -------------------------------------------------------------------------------

@@ -1,14 +1,13 @@
 """Peak memory of a program's temporaries, and who is alive at the peak.
 
 What is estimated is XLA's `memory_analysis().temp_size_in_bytes` on a CPU. The program is lowered
-to a graph of values, fused to kernels, put into the order that XLA would choose, and swept.
-`docs/estimates.md` says what is modelled and how far off it is.
+to a graph of values, fused to kernels, put into XLA's order, and swept. `docs/estimates.md` says
+what is modelled and how far off it is.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections import deque
 from dataclasses import dataclass
 
 from jax.core import ShapedArray
@@ -18,9 +17,6 @@ from mixflow.compiler import jax_compat
 from mixflow.compiler.analysis.dataflow import Kind, Region, Value
 from mixflow.compiler.analysis.fusion import Kernel, kernels_of
 from mixflow.compiler.analysis.lowering import lower
-from mixflow.compiler.analysis.order import breadth_first, depth_first
-
-_GIBIBYTE = 2**30
 
 
 @dataclass(frozen=True)
@@ -57,33 +53,39 @@ def peak_memory(closed: ClosedJaxpr) -> Peak:
     Arguments:
         closed: the whole program, as `jax.jit(f).trace(...).jaxpr` gives it; symbolic
             derivatives in it are spelled out.
+
+    Raises:
+        NameError: a symbolic derivative over a mesh axis, which cannot be spelled out.
     """
-    region = lower(closed)
-    deep = _Sweeper(_by_depth).peak(region)
-    broad = _Sweeper(_by_breadth).peak(region)
-    return broad if _is_affordable(broad.bytes, deep.bytes) else deep
+    return _Sweeper().peak(lower(closed))
 
 
-def _is_affordable(broad: int, deep: int) -> bool:
-    """Whether XLA runs kernels early, which lets more of them run at once, at this price.
+def breadth_first(kernels: list[Kernel]) -> list[int]:
+    """XLA's order on a CPU: each kernel as soon as what it reads is there, in turn.
 
-    The test of XLA's `IsConcurrencyOptimizedScheduleAffordable` allows 2.0 times the memory for
-    1 GiB, 1.1 times for 99 GiB and 1.05 times for 399 GiB; one root goes through all three.
+    Source: XLA's BFScheduler.
     """
-    return broad <= deep * (1 + math.sqrt(_GIBIBYTE / max(broad, 1)))
+    waiting = [len(kernel.reads) for kernel in kernels]
+    readers: list[list[int]] = [[] for _ in kernels]
+    for number, kernel in enumerate(kernels):
+        for read in kernel.reads:
+            readers[read].append(number)
+    ready = deque(number for number, count in enumerate(waiting) if not count)
+    order: list[int] = []
+    while ready:
+        number = ready.popleft()
+        order.append(number)
+        for reader in readers[number]:
+            waiting[reader] -= 1
+            if not waiting[reader]:
+                ready.append(reader)
+    return order
 
 
-def _by_depth(region: Region) -> list[int]:
-    kernels = kernels_of(region)
-    place = {kernel.value: number for number, kernel in enumerate(kernels)}
-    return depth_first(kernels, dict.fromkeys(place[value] for value in region.results))
+_NOTHING = Peak(0, ())
 
 
-def _by_breadth(region: Region) -> list[int]:
-    return breadth_first(kernels_of(region))
-
-
-@dataclass
+@dataclass(frozen=True)
 class _Highest:
     """The highest point of a sweep so far: bytes, and the values and nested peak they are of."""
 
@@ -92,14 +94,10 @@ class _Highest:
     nested: Peak
 
 
-_NOTHING = Peak(0, ())
-
-
 class _Sweeper:
-    """Sweeps regions in one order; one that runs in several places is swept once."""
+    """Sweeps regions; one that runs in several places is swept once."""
 
-    def __init__(self, order: Callable[[Region], list[int]]) -> None:
-        self._order = order
+    def __init__(self) -> None:
         self._peaks: dict[Region, Peak] = {}
 
     def peak(self, region: Region) -> Peak:
@@ -109,7 +107,8 @@ class _Sweeper:
         return self._peaks[region]
 
     def _sweep(self, region: Region) -> Peak:
-        kernels, order = kernels_of(region), self._order(region)
+        kernels = kernels_of(region)
+        order = breadth_first(kernels)
         buffers = _Buffers(region, kernels, order)
         highest = _Highest(0, (), _NOTHING)
         alive: dict[int, int] = {}
@@ -155,7 +154,8 @@ class _Buffers:
         self._owner: dict[int, int] = {}
         for number in order:
             self._assign(number, len(order))
-        self._callers = self._of_caller(region)
+        self._lent = self._results_memory(region) | self._carried(region)
+        self._lent |= self._kept_in_results(region)
         self.dying: list[list[int]] = [[] for _ in range(len(order) + 1)]
         """For each step, the buffers that nobody needs after it."""
         for owner, end in self._end.items():
@@ -176,40 +176,70 @@ class _Buffers:
         self._end[owner] = max(self._end.get(owner, 0), needed, self._step[number])
 
     def _shared(self, number: int) -> int:
-        kernel = self._kernels[number]
-        if kernel.value.shares is not None:
-            shared = self._place.get(kernel.value.shares)
+        value = self._kernels[number].value
+        if value.shares is not None:
+            shared = self._place.get(value.shares)
             return number if shared is None else self._owner[shared]
-        if kernel.value.kind is not Kind.UPDATE or kernel.value.name == "stack":
+        if value.kind is not Kind.UPDATE or value.name == "stacked":
             return number
-        base = kernel.reads[0]
+        base = self._kernels[number].reads[0]
         owner = self._owner[base]
         is_ours = self._kernels[owner].value.kind is not Kind.SOURCE
         is_free = base not in self._results and self._end[owner] <= self._step[number]
         return owner if is_ours and is_free else number
 
-    def _of_caller(self, region: Region) -> set[int]:
-        """The buffers that the caller provides: results, and what a loop carries in place."""
-        provided = {self._owner[self._place[value]] for value in region.outputs}
+    # --- memory that is not the region's own ------------------------------------------------------
+
+    def _results_memory(self, region: Region) -> set[int]:
+        return {self._owner[self._place[value]] for value in region.outputs}
+
+    def _carried(self, region: Region) -> set[int]:
+        """What a loop's body writes over the value that it was given."""
+        found: set[int] = set()
         for old, new in region.carries:
             number = self._place[new]
             last = self._last_read.get(self._place[old], -1)
             step = self._step[number]
             if last < step or (last == step and self._is_in_place(number, old)):
-                provided.add(self._owner[number])
-        return provided
+                found.add(self._owner[number])
+        return found
 
     def _is_in_place(self, number: int, old: Value) -> bool:
         """Whether a kernel may write its result over a value that it reads."""
         kernel = self._kernels[number]
         return kernel.value.kind is Kind.UPDATE or self._place[old] in kernel.aligned
 
+    def _kept_in_results(self, region: Region) -> set[int]:
+        """Buffers that fit into the memory of a result before that is needed, the largest first."""
+        if region.carries:
+            return set()
+        steps = {owner: self._steps_of(owner) for owner in self._end if self._own_bytes(owner)}
+        taken = {owner: steps[owner] for owner in self._lent if owner in steps}
+        kept: set[int] = set()
+        for owner in sorted(steps.keys() - taken.keys(), key=self._own_bytes, reverse=True):
+            size = self._own_bytes(owner)
+            for result, occupied in taken.items():
+                if self._own_bytes(result) >= size and not occupied & steps[owner]:
+                    taken[result] = occupied | steps[owner]
+                    kept.add(owner)
+                    break
+        return kept
+
+    def _steps_of(self, owner: int) -> int:
+        """The steps at which a buffer is needed, as the bits of a number."""
+        first = self._step[owner]
+        return ((1 << (self._end[owner] - first + 1)) - 1) << first
+
+    # --- what the sweep asks for ------------------------------------------------------------------
+
+    def _own_bytes(self, number: int) -> int:
+        value = self._kernels[number].value
+        return 0 if value.kind in (Kind.SOURCE, Kind.BARRIER) else value.bytes
+
     def born(self, number: int) -> int:
         """Bytes of the buffer that a kernel starts; 0 if it writes into another one."""
-        value = self._kernels[number].value
-        if value.kind in (Kind.SOURCE, Kind.BARRIER) or number in self._callers:
-            return 0
-        return value.bytes if self._owner[number] == number else 0
+        is_new = self._owner[number] == number and number not in self._lent
+        return self._own_bytes(number) if is_new else 0
 
     def taken_over(self, step: int, number: int) -> int | None:
         """A buffer that a kernel reads for the last time, element by element, and writes to."""

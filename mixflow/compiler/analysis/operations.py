@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal
 
@@ -55,6 +57,11 @@ SAME = frozenset(
     }
 )
 """The same elements in the same order: no operation at all."""
+
+
+_HALVES = (jnp.bfloat16, jnp.float16)
+_HALF_PRODUCTS = jax.__version_info__ >= (0, 11)
+"""Whether XLA's CPU library multiplies matrices of 16-bit numbers; else they are converted."""
 
 
 @dataclass(frozen=True)
@@ -312,6 +319,23 @@ def _changes_nothing(eqn: Any, args: list[Value]) -> bool:
     shape = eqn.invars[0].aval.shape
     long = [dim for dim in eqn.params["permutation"] if shape[dim] != 1]
     return long == sorted(long)
+
+
+def reads_columns(eqn: Any, left: Value) -> bool:
+    """Whether a matrix product reads its left operand by columns."""
+    ((contracted, _), (batch, _)) = eqn.params["dimension_numbers"]
+    shape = eqn.invars[0].aval.shape
+    free = [
+        dim
+        for dim, size in enumerate(shape)
+        if dim not in contracted and dim not in batch and size != 1
+    ]
+    is_copied = left.name == "transpose"  # then it is copied as the product needs it
+    return not is_copied and bool(free) and min(contracted, default=0) < max(free)
+
+
+def _single(aval: Any) -> Array:
+    return Array(tuple(aval.shape), np.dtype(np.float32))
 
 
 def _is_swapped_product(eqn: Any, arg: Value) -> bool:
