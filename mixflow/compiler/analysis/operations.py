@@ -236,21 +236,17 @@ class Scope:
         return self.add(Kind.CHEAP, (self._spread(args[0], out, eqn), spread), out, "mul", eqn)
 
     def _dot(self, eqn: Any, args: list[Value]) -> Value:
-        (contract, batch) = eqn.params["dimension_numbers"]
-        operands = (
-            self._product_operand(
-                eqn, self._widened(args[side], eqn), batch[side], contract[side], side
-            )
+        (contract, batch), out = eqn.params["dimension_numbers"], eqn.outvars[0].aval
+        left, right = (
+            self._product_operand(eqn, args[side], batch[side], contract[side], side)
             for side in (0, 1)
         )
-        return self.add(Kind.DOT, tuple(operands), eqn.outvars[0].aval, "dot_general", eqn)
-
-    def _widened(self, arg: Value, eqn: Any) -> Value:
-        """An operand of a product in the precision in which it is computed."""
-        if getattr(arg.dtype, "name", "") not in ("bfloat16", "float16"):
-            return arg
-        wide = Array(arg.shape, np.dtype(np.float32))
-        return self.once(Kind.CHEAP, (arg,), wide, "convert_element_type", eqn)
+        name = "convert_element_type"
+        if left.dtype not in _HALVES or (_HALF_PRODUCTS and not reads_columns(eqn, left)):
+            return self.add(Kind.DOT, (left, right), out, "dot_general", eqn)
+        wide = tuple(self.once(Kind.CHEAP, (x,), _single(x), name, eqn) for x in (left, right))
+        product = self.add(Kind.DOT, wide, _single(out), "dot_general", eqn)
+        return self.add(Kind.CHEAP, (product,), out, name, eqn)
 
     def _product_operand(self, eqn: Any, arg: Value, batch: Any, contract: Any, side: int) -> Value:
         """An operand of a matrix product, copied if no library takes its dimensions as they are.
