@@ -22,6 +22,7 @@ from mixflow.compiler.analysis.activity import find_activity
 from mixflow.compiler.analysis.costs import program_cost
 from mixflow.compiler.analysis.liveness import peak_memory
 from mixflow.compiler.analysis.residuals import total_size
+from mixflow.compiler.analysis.sizes import array_bytes
 from mixflow.compiler.capture import Captured
 from mixflow.compiler.device import Device
 from mixflow.compiler.dialects.jaxpr import ScanOp
@@ -108,7 +109,7 @@ class Planner:
         alike = optimised if plan != Plan() else self._prepared
         program = self._measured(alike.jaxpr)
         cost = program_cost(program)
-        held = sum(map(_size, (*program.in_avals, *program.out_avals)))
+        held = sum(map(array_bytes, (*program.in_avals, *program.out_avals)))
         total = held + peak_memory(program).bytes
         seconds = self._device.seconds(cost.flops or 0.0, cost.bytes or 0.0, total)
         return Candidate(plan, optimised, total, seconds)
@@ -251,14 +252,6 @@ def _carried(op: ScanOp) -> int:
     return total_size(op.operands[op.num_consts :][: op.num_carry])
 
 
-def _size(aval: object) -> int:
-    shape, dtype = getattr(aval, "shape", ()), getattr(aval, "dtype", None)
-    count = 1
-    for dim in shape:
-        count *= dim if isinstance(dim, int) else 1
-    return count * dtype.itemsize if dtype is not None else 0
-
-
 def _reverse(closed: ClosedJaxpr) -> ClosedJaxpr:
     """A program with its reverse pass, in all inexact arguments; without, where it has none."""
     moves = [is_inexact(aval) for aval in closed.in_avals]
@@ -274,7 +267,8 @@ def _reverse(closed: ClosedJaxpr) -> ClosedJaxpr:
         results, pullback, rest = jax_compat.VJP_OF_JAX(objective, *moving, has_aux=True)
         return results, rest, pullback([jnp.ones_like(result) for result in results])
 
-    specs = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in closed.in_avals]
+    avals: list[Any] = closed.in_avals
+    specs = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
     try:
         return jax.make_jaxpr(forward_and_back)(*specs)
     except (ValueError, NotImplementedError, TypeError):  # a while loop, a callback, …

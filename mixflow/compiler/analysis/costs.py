@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from jax.extend.core import ClosedJaxpr, Var, jaxprs_in_params, primitives
 from jax.interpreters.partial_eval import dce_jaxpr
 
+from mixflow.compiler.analysis.sizes import array_bytes, count_elements
 from mixflow.compiler.analysis.spelling import spell_out
 from mixflow.compiler.vjp_primitive import SYMBOLIC
 
@@ -126,13 +126,7 @@ def _most(amounts: list[float | None]) -> float | None:
 def _leaf_bytes(eqn: Any) -> float:
     if not eqn.primitive.name.startswith(MATERIAL):
         return 0.0
-    return float(sum(_size(atom) * _width(atom) for atom in (*eqn.invars, *eqn.outvars)))
-
-
-def _width(atom: Any) -> int:
-    """Bytes of one element."""
-    dtype = getattr(atom.aval, "dtype", None)
-    return 0 if dtype is None else dtype.itemsize
+    return float(sum(array_bytes(atom.aval) for atom in (*eqn.invars, *eqn.outvars)))
 
 
 def _leaf_flops(eqn: Any) -> float:
@@ -144,27 +138,19 @@ def _leaf_flops(eqn: Any) -> float:
     if name == "conv_general_dilated":
         return _conv_flops(eqn)
     operands = eqn.invars if name.startswith(("reduce", "cum", "arg", "sort")) else eqn.outvars
-    return float(max((_size(atom) for atom in operands), default=0))
+    return float(max((count_elements(atom.aval) for atom in operands), default=0))
 
 
 def _dot_flops(eqn: Any) -> float:
     (contracting, _), _ = eqn.params["dimension_numbers"]
     lhs = eqn.invars[0].aval.shape
-    return 2.0 * _size(eqn.outvars[0]) * math.prod(lhs[dim] for dim in contracting)
+    return 2.0 * count_elements(eqn.outvars[0].aval) * math.prod(lhs[dim] for dim in contracting)
 
 
 def _conv_flops(eqn: Any) -> float:
     kernel = eqn.invars[1].aval.shape
     out_features = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
-    return 2.0 * _size(eqn.outvars[0]) * math.prod(kernel) / max(out_features, 1)
-
-
-def _size(atom: Any) -> int:
-    return math.prod(_dims(atom))
-
-
-def _dims(atom: Any) -> Iterator[int]:
-    return (dim for dim in getattr(atom.aval, "shape", ()) if isinstance(dim, int))
+    return 2.0 * count_elements(eqn.outvars[0].aval) * math.prod(kernel) / max(out_features, 1)
 
 
 def equation_flops(eqn: Any) -> float:

@@ -8,10 +8,11 @@ which values reach memory, `liveness` sweeps it.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
+
+from mixflow.compiler.analysis.sizes import array_bytes, count_elements, known_dims
 
 
 class Kind(Enum):
@@ -60,11 +61,9 @@ class Value:
         self.eqn = eqn
         self.dtype = getattr(aval, "dtype", None)
         self.shape: tuple[Any, ...] = tuple(getattr(aval, "shape", ()))
-        dims: list[Any] = [dim for dim in self.shape if isinstance(dim, int)]
-        self.size = math.prod(dims)
-        """Elements; dimensions of unknown size count as one."""
-        self.bytes = self.size * item_size(self.dtype)
-        self.rank = sum(dim > 1 for dim in dims)
+        self.size = count_elements(aval)
+        self.bytes = array_bytes(aval)
+        self.rank = sum(dim > 1 for dim in known_dims(aval))
         """Dimensions that are more than one long."""
         self.shares: Value | None = None
         """The value whose buffer this one is, whatever the schedule."""
@@ -121,10 +120,3 @@ def live_values(values: list[Value], roots: list[Value]) -> list[Value]:
         if value.shares is not None:
             stack.append(value.shares)
     return [value for value in values if value in seen]
-
-
-def item_size(dtype: Any) -> int:
-    """Bytes of one element; none for float0 and where there is no array."""
-    if dtype is None or getattr(dtype, "name", "") == "float0":
-        return 0
-    return getattr(dtype, "itemsize", 0)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 from mixflow.compiler.analysis.dataflow import Kind, Region, Value
-from mixflow.compiler.analysis.operations import reads_columns
+from mixflow.compiler.analysis.products import reads_columns
 
 LIBRARY_ELEMENTS = 4096
 """An operation on fewer elements is not worth a library call to XLA."""

@@ -17,6 +17,7 @@ from mixflow.compiler import jax_compat
 from mixflow.compiler.analysis.dataflow import Kind, Region, Value
 from mixflow.compiler.analysis.fusion import Kernel, kernels_of
 from mixflow.compiler.analysis.lowering import lower
+from mixflow.compiler.analysis.products import reads_columns
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,8 @@ def breadth_first(kernels: list[Kernel]) -> list[int]:
     """
     waiting = [len(kernel.reads) for kernel in kernels]
     readers: list[list[int]] = [[] for _ in kernels]
-    for number, kernel in enumerate(kernels):
-        for read in kernel.reads:
+    for number in sorted(range(len(kernels)), key=lambda number: _is_rewritten(kernels[number])):
+        for read in kernels[number].reads:
             readers[read].append(number)
     ready = deque(number for number, count in enumerate(waiting) if not count)
     order: list[int] = []
@@ -80,6 +81,12 @@ def breadth_first(kernels: list[Kernel]) -> list[int]:
             if not waiting[reader]:
                 ready.append(reader)
     return order
+
+
+def _is_rewritten(kernel: Kernel) -> bool:
+    """Whether XLA has put the kernel in the place of another one, and thus last among readers."""
+    value = kernel.value
+    return value.kind is Kind.DOT and reads_columns(value.eqn, value.reads[0])
 
 
 _NOTHING = Peak(0, ())

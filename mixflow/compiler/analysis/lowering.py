@@ -11,7 +11,8 @@ from jax.interpreters.partial_eval import dce_jaxpr
 
 from mixflow.compiler import jax_compat
 from mixflow.compiler.analysis.dataflow import Kind, Nested, Region, Value, live_values
-from mixflow.compiler.analysis.operations import Scope
+from mixflow.compiler.analysis.operations import leaf
+from mixflow.compiler.analysis.scope import Scope
 from mixflow.compiler.analysis.spelling import spell_out
 from mixflow.compiler.vjp_primitive import SYMBOLIC
 
@@ -124,7 +125,7 @@ class _Run:
             "while": self._while,
             "cond": self._cond,
         }
-        return rules.get(name, self._scope.leaf)(eqn, args)
+        return rules[name](eqn, args) if name in rules else leaf(self._scope, eqn, args)
 
     def _derivative(self, eqn: Any, args: list[Value], used: list[bool]) -> list[Value]:
         closed = spell_out(eqn)

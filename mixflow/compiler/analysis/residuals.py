@@ -11,13 +11,13 @@ plans is made on the differentiated program (`liveness`).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 from xdsl.ir import Block, Operation, SSAValue, Use
 
+from mixflow.compiler.analysis.sizes import array_bytes, count_elements
 from mixflow.compiler.dialects import jaxpr as jx
 from mixflow.compiler.dialects import mixflow as mf
 from mixflow.compiler.dialects.attributes import aval_of
@@ -65,19 +65,9 @@ class Residuals:
     inside: int = 0
 
 
-def shape_of(value: SSAValue) -> tuple[int, ...]:
-    """The known dimensions of a value."""
-    dims = getattr(aval_of(value), "shape", ())
-    return tuple(dim for dim in dims if isinstance(dim, int))
-
-
 def size_of(value: SSAValue) -> int:
     """Bytes of a value; 0 for what takes no memory of its own."""
-    aval = aval_of(value)
-    shape, dtype = getattr(aval, "shape", None), getattr(aval, "dtype", None)
-    if shape is None or dtype is None:
-        return 0
-    return math.prod(dim for dim in shape if isinstance(dim, int)) * dtype.itemsize
+    return array_bytes(aval_of(value))
 
 
 def total_size(values: Iterable[SSAValue]) -> int:
@@ -139,7 +129,7 @@ def _broadcast(op: jx.LeafOp, read: set[SSAValue]) -> int:
     return sum(
         out - size_of(value)
         for value in read
-        if math.prod(shape_of(value)) > 1 and size_of(value) < out
+        if count_elements(aval_of(value)) > 1 and size_of(value) < out
     )
 
 
