@@ -58,6 +58,18 @@ def test_the_hook_keeps_the_signature_and_the_documentation() -> None:
     assert jax.vjp.__doc__ == jax_compat.VJP_OF_JAX.__doc__
 
 
+def test_a_scan_takes_another_layout() -> None:
+    closed = jax.make_jaxpr(
+        lambda w, xs: jax.lax.scan(lambda c, x: (c + w, x), w, xs),
+    )(1.0, jnp.ones(3))
+    (equation,) = closed.jaxpr.eqns
+    assert jax_compat.scan_layout(equation.params) == (1, 1)
+    same = jax_compat.with_scan_layout(equation.params, 1, 1, 1)
+    assert same == equation.params
+    other = jax_compat.with_scan_layout(equation.params, 0, 2, 1)
+    assert jax_compat.scan_layout(other) == (0, 2)
+
+
 def test_a_user_context_is_part_of_the_trace_cache() -> None:
     """The public facility on which the capture's isolation rests."""
     context = jax.make_user_context(default_value=None)

@@ -22,6 +22,7 @@ def build_before(
     function: Callable[..., Any],
     operands: Sequence[SSAValue],
     rewriter: PatternRewriter | None = None,
+    at: InsertPoint | None = None,
 ) -> list[SSAValue]:
     """Put the operations of a JAX function before an operation, and give its results.
 
@@ -33,6 +34,7 @@ def build_before(
             those: a region has no place for constants.
         operands: values that are in sight of `op`.
         rewriter: that of a pattern, which is to hear of the new operations.
+        at: where they are to stand, if not before `op`; inside of it, say.
 
     Returns:
         The results of `function`, flat.
@@ -48,7 +50,7 @@ def build_before(
     last.detach()
     last.erase()
     inline_block = Rewriter.inline_block if rewriter is None else rewriter.inline_block
-    inline_block(body, InsertPoint.before(op), operands)
+    inline_block(body, at or InsertPoint.before(op), operands)
     return results
 
 

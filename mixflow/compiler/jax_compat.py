@@ -8,6 +8,7 @@ in JAX fails there, loudly, and not somewhere in a user's program.
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from types import CodeType, FunctionType
@@ -98,6 +99,17 @@ def scan_layout(params: dict[str, Any]) -> tuple[int, int]:
         return params["num_consts"], params["num_carry"]
     consts, carry, _ = params["ft_in"].unpack()
     return len(consts), len(carry)
+
+
+def with_scan_layout(params: dict[str, Any], consts: int, carry: int, xs: int) -> dict[str, Any]:
+    """A scan's parameters with other numbers of constants, carried values and slices.
+
+    Why private: JAX 0.12 has a type of its own for them.
+    """
+    if "num_consts" in params:
+        return {**params, "num_consts": consts, "num_carry": carry}
+    flat = importlib.import_module("jax._src.flattree")
+    return {**params, "ft_in": flat.pack(tuple(map(flat.nones, (consts, carry, xs))))}
 
 
 def stacked_aval(length: int, aval: Any) -> Any:

@@ -18,6 +18,7 @@ class Plan:
     """The choices for one program.
 
     Arguments:
+        peeled: the first step stands before its loop, where less of it is differentiated.
         symmetric: forward over reverse, where that is sound.
         levels: how deep inner loops are nested in checkpoints; 0 for not at all.
         saved: whether inner gradients are kept.
@@ -25,6 +26,7 @@ class Plan:
         rerun: how much of a region may be run again for less memory, in forward passes.
     """
 
+    peeled: bool = False
     symmetric: bool = False
     levels: int = 0
     saved: bool = False
@@ -37,6 +39,8 @@ class Plan:
         if self == Plan():
             return ""
         found = [PREPARE]
+        if self.peeled:
+            found.append("peel-first-step")
         if self.symmetric:
             found.append("forward-over-reverse")
         if self.levels:

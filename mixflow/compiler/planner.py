@@ -33,6 +33,13 @@ from mixflow.compiler.nesting import choose_nest
 from mixflow.compiler.pipeline import Optimised, optimise, parse_passes
 from mixflow.compiler.plan import PREPARE, Candidate, Plan, balanced
 from mixflow.passes.checkpoint_inner_loop import is_inner_loop
+from mixflow.passes.peel_first_step import PeelFirstStep
+
+_PEELED = Plan(peeled=True)
+
+
+MOST_PEELED = 16
+"""A first step saves less, the more steps there are, and has to be compiled all the same."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +51,14 @@ class Facts:
         held_bytes: what the inner loops' steps are given, for all of their steps together.
         nested: whether a gradient is differentiated again.
         symmetric: whether that may be forward over reverse.
+        peelable: whether the first step of an inner loop is better off alone.
     """
 
     steps: int
     held_bytes: int
     nested: bool
     symmetric: bool
+    peelable: bool = False
 
 
 class Planner:
@@ -85,12 +94,19 @@ class Planner:
             return Facts(0, 0, nested=False, symmetric=False)
         activity = find_activity(main_function(module))
         loops = [op for op in activity.loops if is_inner_loop(op)]
+        steps = max((_steps(op) for op in loops), default=0)
         return Facts(
-            max((_steps(op) for op in loops), default=0),
+            steps,
             sum(_steps(op) * _carried(op) for op in loops),
             nested=bool(activity.pullbacks),
             symmetric=any(op.self_adjoint is not None for op in activity.pullbacks),
+            peelable=self._is_peelable(steps),
         )
+
+    def _is_peelable(self, steps: int) -> bool:
+        if not 0 < steps <= MOST_PEELED or not self._device.keeps_barriers:
+            return False
+        return any(one.by == PeelFirstStep.name for one in self.optimised(_PEELED).rewrites)
 
     def candidate(self, plan: Plan) -> Candidate:
         """A plan with its costs."""
@@ -170,12 +186,15 @@ class Planner:
         step = Plan(levels=1 if self.facts.steps else 0)
         if self.facts.steps:
             self.candidate(step)
+        step = replace(step, peeled=self.facts.peelable)
         if self.facts.symmetric:
             step = replace(step, symmetric=True, saved=bool(self.facts.steps))
         if slack is not None:
             self.candidate(replace(step, slack=slack))
         self.candidate(step)
         self._explore_loop()
+        if self.facts.peelable:
+            self.candidate(replace(self._balanced.plan, peeled=False))
         if self._plain_may_be_best():
             self.candidate(Plan())
 

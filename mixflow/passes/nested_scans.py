@@ -95,7 +95,10 @@ def _nested(op: ScanOp, lengths: Lengths, operands: Sequence[SSAValue], step: Re
     params = {**op.params, "length": lengths[0], "unroll": unroll}
     return ScanOp.create(
         operands=operands,
-        result_types=[*(value.type for value in carry), *(_stacked(y, lengths[:1]) for y in ys)],
+        result_types=[
+            *(value.type for value in carry),
+            *(stacked_type(y, lengths[:1]) for y in ys),
+        ],
         properties={"equation": EquationAttr(replace(op.info, params=params))},
         regions=[body],
     )
@@ -104,7 +107,7 @@ def _nested(op: ScanOp, lengths: Lengths, operands: Sequence[SSAValue], step: Re
 def _level(op: ScanOp, lengths: Lengths, step: Region) -> Region:
     """A body that is a loop itself."""
     args, stop = step.block.args, op.num_consts + op.num_carry
-    types = [*(arg.type for arg in args[:stop]), *(_stacked(x, lengths) for x in args[stop:])]
+    types = [*(arg.type for arg in args[:stop]), *(stacked_type(x, lengths) for x in args[stop:])]
     block = Block(arg_types=types)
     inner = _nested(op, lengths, block.args, step)
     block.add_ops([inner, YieldOp.create(operands=inner.results)])
@@ -120,7 +123,8 @@ def _levels(loop: ScanOp, depth: int) -> list[ScanOp]:
     return loops
 
 
-def _stacked(value: SSAValue, lengths: Lengths) -> AvalType:
+def stacked_type(value: SSAValue, lengths: Lengths) -> AvalType:
+    """The type of a value stacked up by loops of some lengths, the outermost first."""
     aval = aval_of(value)
     for length in reversed(lengths):
         aval = jax_compat.stacked_aval(length, aval)

@@ -29,7 +29,7 @@ from mixflow.passes.checkpoint_inner_loop import is_level
 
 LABEL = "mixflow.inner_gradient"
 SAVED = "the gradient is saved, not computed again"
-UNREAD = "the backward pass of this loop (length {}) does not read it: there is nothing to save"
+UNREAD = "the backward pass of {} does not read it: there is nothing to save"
 
 
 def gradients_of_step(region: Region) -> Iterator[VjpOp]:
@@ -77,7 +77,7 @@ class SaveGradients(RewritePattern):
                 level.saved = StringAttr(LABEL)
             rewrote(op, SaveInnerGradients.name, SAVED)
         else:
-            declined(op, SaveInnerGradients.name, UNREAD.format(length_of(levels[0])))
+            declined(op, SaveInnerGradients.name, UNREAD.format(described(levels[0])))
         rewriter.notify_op_modified(op)
 
     def _needed(self, op: VjpOp, levels: int) -> list[SSAValue]:
@@ -91,11 +91,10 @@ class SaveGradients(RewritePattern):
         return [value for value in gradients if is_read_backward(value, self.active)]
 
 
-def length_of(step: CheckpointOp) -> int:
-    """The length of the loop whose body is this checkpoint."""
+def described(step: CheckpointOp) -> str:
+    """What a step belongs to, in words."""
     loop = step.parent_op()
-    assert isinstance(loop, ScanOp)
-    return loop.length
+    return f"this loop (length {loop.length})" if isinstance(loop, ScanOp) else "this step"
 
 
 def _name(gradient: SSAValue, op: VjpOp, rewriter: PatternRewriter) -> None:

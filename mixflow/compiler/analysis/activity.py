@@ -44,6 +44,18 @@ def find_activity(function: FuncOp) -> Activity:
     return walker.found
 
 
+def active_in_first_step(op: jx.ScanOp, active: set[SSAValue]) -> set[SSAValue]:
+    """The active values of a loop's body in its first step.
+
+    Arguments:
+        op: a loop.
+        active: the values of the whole program.
+    """
+    walker = _Walker(Activity())
+    walker.region(op.regions[0], [operand in active for operand in op.operands])
+    return walker.found.values
+
+
 @dataclass
 class _Walker:
     found: Activity
