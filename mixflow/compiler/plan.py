@@ -40,7 +40,7 @@ class Plan:
             return ""
         found = [PREPARE]
         if self.peeled:
-            found.append("peel-first-step")
+            found.append("peel-inactive-step")
         if self.symmetric:
             found.append("forward-over-reverse")
         if self.levels:

@@ -33,7 +33,7 @@ from mixflow.compiler.nesting import choose_nest
 from mixflow.compiler.pipeline import Optimised, optimise, parse_passes
 from mixflow.compiler.plan import PREPARE, Candidate, Plan, balanced
 from mixflow.passes.checkpoint_inner_loop import is_inner_loop
-from mixflow.passes.peel_first_step import PeelFirstStep
+from mixflow.passes.peel_inactive_step import PeelInactiveStep
 
 _PEELED = Plan(peeled=True)
 
@@ -106,7 +106,7 @@ class Planner:
     def _is_peelable(self, steps: int) -> bool:
         if not 0 < steps <= MOST_PEELED or not self._device.keeps_barriers:
             return False
-        return any(one.by == PeelFirstStep.name for one in self.optimised(_PEELED).rewrites)
+        return any(one.by == PeelInactiveStep.name for one in self.optimised(_PEELED).rewrites)
 
     def candidate(self, plan: Plan) -> Candidate:
         """A plan with its costs."""

@@ -46,7 +46,7 @@ def is_peelable(op: ScanOp) -> bool:
 
 
 @dataclass
-class PeelFirst(RewritePattern):
+class Peel(RewritePattern):
     """Peel loops whose first step has a gradient that is differentiated in less than later.
 
     A loop of one step, such as may be left then, is opened: XLA would do that, and undo its
@@ -66,7 +66,7 @@ class PeelFirst(RewritePattern):
         what = LESS.format(op.length) if later > first else ALONE
         op = index_inputs(op, self.active, rewriter)
         step, rest = _peel(op, rewriter)
-        rewrote(next(_gradients(step)), PeelFirstStep.name, what, op.source)
+        rewrote(next(_gradients(step)), PeelInactiveStep.name, what, op.source)
         if not first:
             _dissolve(step, rewriter)
         if rest is not None:
@@ -162,15 +162,15 @@ def _join(length: int, backwards: bool, *ys: Any) -> list[Any]:
 
 
 @dataclass(frozen=True)
-class PeelFirstStep(ModulePass):
+class PeelInactiveStep(ModulePass):
     """Take the first step out of an inner loop that starts where nothing is differentiated.
 
     The step's gradient is then differentiated in the hyperparameters alone: of its forward over
     reverse only the tangents of those cotangents remain, often a forward pass; without any, none.
     """
 
-    name = "peel-first-step"
+    name = "peel-inactive-step"
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
         active = find_activity(main_function(op)).values
-        PatternRewriteWalker(PeelFirst(active)).rewrite_module(op)
+        PatternRewriteWalker(Peel(active)).rewrite_module(op)

@@ -1,4 +1,4 @@
-"""peel-first-step: a step whose state nothing is differentiated in stands before its loop."""
+"""peel-inactive-step: a step whose state nothing is differentiated in stands before its loop."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ import mixflow
 from mixflow.compiler.analysis.costs import program_cost
 
 X = jnp.array([0.5, -1.5, 2.0])
-NAME = "peel-first-step"
+NAME = "peel-inactive-step"
 BEFORE = "canonicalize,cse,fuse-value-and-pullback,canonicalize"
 AFTER = "forward-over-reverse,checkpoint-inner-loop,save-inner-gradients"
 ALL = f"{BEFORE},{NAME},{AFTER}"
@@ -48,7 +48,7 @@ def test_the_first_step_keeps_its_inputs_before_a_loop_of_the_others():
         """
         CHECK: mixflow.vjp(
         CHECK: %[[NEXT:[0-9]*]] = jaxpr.checkpoint inline(
-        CHECK: mixflow.vjp({{.*}}peel-first-step rewrote: the first of 3 steps
+        CHECK: mixflow.vjp({{.*}}peel-inactive-step rewrote: the first of 3 steps
         CHECK: jaxpr.scan 2 steps, 1 consts, 1 carried({{.*}}, %[[NEXT]])
         CHECK-NOT: checkpoint
         """,
