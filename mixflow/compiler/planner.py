@@ -10,36 +10,34 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
-import jax
-import jax.core
-import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr
 
-from mixflow.compiler import jax_compat
 from mixflow.compiler.analysis.activity import find_activity
 from mixflow.compiler.analysis.costs import program_cost
 from mixflow.compiler.analysis.liveness import peak_memory
 from mixflow.compiler.analysis.residuals import total_size
 from mixflow.compiler.analysis.sizes import array_bytes
+from mixflow.compiler.analysis.spelling import with_reverse_pass
 from mixflow.compiler.capture import Captured
 from mixflow.compiler.device import Device
 from mixflow.compiler.dialects.jaxpr import ScanOp
 from mixflow.compiler.dialects.remarks import DECLINED, Remark
-from mixflow.compiler.differentiand import is_inexact, merge, partition
 from mixflow.compiler.emitter import main_function
 from mixflow.compiler.nesting import choose_nest
 from mixflow.compiler.pipeline import Optimised, optimise, parse_passes
 from mixflow.compiler.plan import PREPARE, Candidate, Plan, balanced
 from mixflow.passes.checkpoint_inner_loop import is_inner_loop
-from mixflow.passes.peel_inactive_step import PeelInactiveStep
-
-_PEELED = Plan(peeled=True)
-
+from mixflow.passes.peel_inactive_step import gains_from_peeling
 
 MOST_PEELED = 16
 """A first step saves less, the more steps there are, and has to be compiled all the same."""
+
+
+FEW_STEPS = 4
+"""Up to here a peeled step saves so much time that it is not asked whether it takes memory."""
+FAR_BELOW = 0.4
+"""Forward over reverse alone does not get so far below the memory of a checkpointed step."""
 
 
 @dataclass(frozen=True)
@@ -100,13 +98,10 @@ class Planner:
             sum(_steps(op) * _carried(op) for op in loops),
             nested=bool(activity.pullbacks),
             symmetric=any(op.self_adjoint is not None for op in activity.pullbacks),
-            peelable=self._is_peelable(steps),
+            peelable=self._device.keeps_barriers
+            and steps <= MOST_PEELED
+            and any(gains_from_peeling(op, activity.values) for op in loops),
         )
-
-    def _is_peelable(self, steps: int) -> bool:
-        if not 0 < steps <= MOST_PEELED or not self._device.keeps_barriers:
-            return False
-        return any(one.by == PeelInactiveStep.name for one in self.optimised(_PEELED).rewrites)
 
     def candidate(self, plan: Plan) -> Candidate:
         """A plan with its costs."""
@@ -132,7 +127,7 @@ class Planner:
 
     def _measured(self, closed: ClosedJaxpr) -> ClosedJaxpr:
         """The program whose cost counts: its gradient, where all there is to gain is in that."""
-        return _reverse(closed) if self._is_reversed else closed
+        return with_reverse_pass(closed) if self._is_reversed else closed
 
     @cached_property
     def _is_reversed(self) -> bool:
@@ -163,7 +158,7 @@ class Planner:
         self._explore()
         if budget is None:
             return [self._balanced]
-        self.candidate(Plan())
+        self._explore_widely()
         self._fit(budget)
         least = min(self.considered, key=lambda one: one.total_bytes)
         within = [one for one in self.considered if one.total_bytes <= budget]
@@ -177,26 +172,45 @@ class Planner:
     def front(self, budget: int | None = None) -> list[Candidate]:
         """The plans that no other one beats in both memory and time, the best first."""
         self.best(budget)
+        self._explore_widely()
         front = [one for one in self.considered if not any(map(one.is_beaten, self.considered))]
         return sorted(front, key=lambda one: one.score)
 
     def _explore(self) -> None:
         """Cost what may be best, one choice after the other: each costs a trace of the program."""
-        slack = 0 if self._device.keeps_barriers else None
-        step = Plan(levels=1 if self.facts.steps else 0)
         if self.facts.steps:
-            self.candidate(step)
-        step = replace(step, peeled=self.facts.peelable)
-        if self.facts.symmetric:
-            step = replace(step, symmetric=True, saved=bool(self.facts.steps))
-        if slack is not None:
-            self.candidate(replace(step, slack=slack))
-        self.candidate(step)
+            self.candidate(self._step)
+        if self._device.keeps_barriers:
+            self.candidate(replace(self._rewritten, slack=0))
+        if not self._is_far_below(self._step):
+            self.candidate(self._rewritten)
         self._explore_loop()
-        if self.facts.peelable:
+        if self.facts.peelable and self.facts.steps > FEW_STEPS:
             self.candidate(replace(self._balanced.plan, peeled=False))
         if self._plain_may_be_best():
             self.candidate(Plan())
+
+    def _explore_widely(self) -> None:
+        """Cost what is not the best of both, but may be the fastest within a budget."""
+        if self.facts.nested:
+            self.candidate(self._rewritten)
+        self.candidate(Plan())
+
+    @property
+    def _step(self) -> Plan:
+        """A checkpointed step, and nothing else."""
+        return Plan(levels=1 if self.facts.steps else 0)
+
+    @property
+    def _rewritten(self) -> Plan:
+        """All that is sound, without segments."""
+        facts, step = self.facts, replace(self._step, peeled=self.facts.peelable)
+        return replace(step, symmetric=True, saved=facts.steps > 0) if facts.symmetric else step
+
+    def _is_far_below(self, step: Plan) -> bool:
+        """Whether segments took so much from a checkpointed step that none can be better."""
+        before = self._costed.get(step)
+        return before is not None and self._balanced.total_bytes < FAR_BELOW * before.total_bytes
 
     def _explore_loop(self) -> None:
         """Nest the loop deeper while the states that it holds are a good part of the whole."""
@@ -269,26 +283,3 @@ def _steps(op: ScanOp) -> int:
 def _carried(op: ScanOp) -> int:
     """Bytes of the state that a step is given."""
     return total_size(op.operands[op.num_consts :][: op.num_carry])
-
-
-def _reverse(closed: ClosedJaxpr) -> ClosedJaxpr:
-    """A program with its reverse pass, in all inexact arguments; without, where it has none."""
-    moves = [is_inexact(aval) for aval in closed.in_avals]
-    counts = [is_inexact(aval) for aval in closed.out_avals]
-
-    def forward_and_back(*args: Any) -> Any:
-        moving, fixed = partition(moves, args)
-
-        def objective(*moving: Any) -> Any:
-            results = jax.core.eval_jaxpr(closed.jaxpr, closed.consts, *merge(moves, moving, fixed))
-            return partition(counts, results)
-
-        results, pullback, rest = jax_compat.VJP_OF_JAX(objective, *moving, has_aux=True)
-        return results, rest, pullback([jnp.ones_like(result) for result in results])
-
-    avals: list[Any] = closed.in_avals
-    specs = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
-    try:
-        return jax.make_jaxpr(forward_and_back)(*specs)
-    except (ValueError, NotImplementedError, TypeError):  # a while loop, a callback, …
-        return closed

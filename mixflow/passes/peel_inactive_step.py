@@ -35,6 +35,19 @@ LESS = "the first of {} steps stands before the loop: no cotangent comes back to
 ALONE = "the one step stands outside of its loop, which XLA would open, and keeps its inputs"
 
 
+def gains_from_peeling(op: ScanOp, active: set[SSAValue]) -> bool:
+    """Whether a loop's first step has a gradient that is differentiated in less than later.
+
+    Arguments:
+        op: a loop.
+        active: the values that a cotangent comes back to.
+    """
+    if not is_peelable(op):
+        return False
+    points = _points(op)
+    return points & active > points & active_in_first_step(op, active)
+
+
 def is_peelable(op: ScanOp) -> bool:
     """Whether a loop's first step may stand before it: steps without effects, of a known number.
 
@@ -59,7 +72,7 @@ class Peel(RewritePattern):
     def match_and_rewrite(self, op: ScanOp, rewriter: PatternRewriter) -> None:
         if not is_peelable(op):
             return
-        points = {value for gradient in _gradients(op) for value in gradient.operands}
+        points = _points(op)
         later, first = points & self.active, points & active_in_first_step(op, self.active)
         if not later or (first >= later and op.length > 1):
             return
@@ -99,6 +112,11 @@ def _peel(op: ScanOp, rewriter: PatternRewriter) -> tuple[CheckpointOp, ScanOp |
 
 def _gradients(op: Operation) -> Iterator[VjpOp]:
     return (inner for inner in op.walk() if isinstance(inner, VjpOp))
+
+
+def _points(op: Operation) -> set[SSAValue]:
+    """What the derivatives in an operation are given."""
+    return {value for gradient in _gradients(op) for value in gradient.operands}
 
 
 def _step(op: ScanOp, operands: Sequence[SSAValue]) -> CheckpointOp:

@@ -51,11 +51,15 @@ class Chooser:
     def optimised(self, captured: Captured, *, differentiated: bool) -> Optimised:
         """The program by its plan."""
         key = _key(captured, differentiated)
-        if key not in self._found:
+        if key in self._found:
+            passes = parse_passes(self._found[key].passes)
+            result = optimise(captured, passes, differentiated=differentiated)
+        else:
             planner = _planner(captured, differentiated=differentiated)
-            self._choose(key, planner, planner.best(self._budget)[0])
+            best = planner.best(self._budget)[0]
+            self._choose(key, planner, best)
+            result = best.optimised
         chosen = self._found[key]
-        result = optimise(captured, parse_passes(chosen.passes), differentiated=differentiated)
         declines = (*result.declines, *chosen.declines)
         return replace(result, passes=chosen.passes, declines=declines)
 

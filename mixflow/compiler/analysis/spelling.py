@@ -7,8 +7,12 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import jax
+import jax.core
+import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr
 
+from mixflow.compiler import jax_compat
+from mixflow.compiler.differentiand import is_inexact, merge, partition
 from mixflow.compiler.vjp_primitive import SYMBOLIC
 
 _SPELLED: WeakKeyDictionary[Any, dict[Any, ClosedJaxpr]] = WeakKeyDictionary()
@@ -32,3 +36,26 @@ def _spelled_out(eqn: Any) -> ClosedJaxpr:
     implementation: Callable[..., Any] = SYMBOLIC[eqn.primitive]
     specs = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars]
     return jax.make_jaxpr(lambda *operands: implementation(*operands, **eqn.params))(*specs)
+
+
+def with_reverse_pass(closed: ClosedJaxpr) -> ClosedJaxpr:
+    """A program with its reverse pass, in all inexact arguments; without, where it has none."""
+    moves = [is_inexact(aval) for aval in closed.in_avals]
+    counts = [is_inexact(aval) for aval in closed.out_avals]
+
+    def forward_and_back(*args: Any) -> Any:
+        moving, fixed = partition(moves, args)
+
+        def objective(*moving: Any) -> Any:
+            results = jax.core.eval_jaxpr(closed.jaxpr, closed.consts, *merge(moves, moving, fixed))
+            return partition(counts, results)
+
+        results, pullback, rest = jax_compat.VJP_OF_JAX(objective, *moving, has_aux=True)
+        return results, rest, pullback([jnp.ones_like(result) for result in results])
+
+    avals: list[Any] = closed.in_avals
+    specs = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
+    try:
+        return jax.make_jaxpr(forward_and_back)(*specs)
+    except (ValueError, NotImplementedError, TypeError):  # a while loop, a callback, …
+        return closed
