@@ -13,6 +13,7 @@ from xdsl.rewriter import InsertPoint, Rewriter
 
 from mixflow.compiler.dialects import jaxpr as jx
 from mixflow.compiler.dialects.attributes import EquationAttr, aval_of
+from mixflow.compiler.differentiand import spec_of
 from mixflow.compiler.emitter import main_function
 from mixflow.compiler.importer import import_jaxpr
 
@@ -39,7 +40,7 @@ def build_before(
     Returns:
         The results of `function`, flat.
     """
-    closed = jax.make_jaxpr(function)(*map(_shape_of, operands))
+    closed = jax.make_jaxpr(function)(*(spec_of(aval_of(value)) for value in operands))
     body = main_function(import_jaxpr(closed, differentiated=False)).body.block
     place_of = dict[SSAValue, SSAValue](zip(body.args, operands, strict=True))
     for new in body.walk():
@@ -52,13 +53,6 @@ def build_before(
     inline_block = Rewriter.inline_block if rewriter is None else rewriter.inline_block
     inline_block(body, at or InsertPoint.before(op), operands)
     return results
-
-
-def _shape_of(value: SSAValue) -> jax.ShapeDtypeStruct:
-    aval = aval_of(value)
-    return jax.ShapeDtypeStruct(
-        aval.shape, aval.dtype, sharding=aval.sharding, weak_type=aval.weak_type
-    )
 
 
 def _take_context(new: Operation, op: jx.EquationOp) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
@@ -105,6 +106,17 @@ def merge(mask: Sequence[bool], chosen: Values, others: Values) -> list[Any]:
 def is_inexact(aval: Any) -> bool:
     """Whether a value of this type has a derivative at all."""
     return jnp.issubdtype(aval.dtype, jnp.inexact)
+
+
+def spec_of(aval: Any) -> jax.ShapeDtypeStruct:
+    """A type as JAX traces functions at it: with its sharding and the mesh axes it varies over."""
+    return jax.ShapeDtypeStruct(
+        aval.shape,
+        aval.dtype,
+        sharding=aval.sharding,
+        weak_type=aval.weak_type,
+        manual_axis_type=aval.manual_axis_type,
+    )
 
 
 def spread(mask: Sequence[bool], items: Values) -> list[Any]:

@@ -47,7 +47,7 @@ def _batched(
 def _to_front(axis: Any, value: Any, dim: int | None) -> Any:
     """The value with the mapped axis first, repeated along it where it was not mapped."""
     if dim is None:
-        return jnp.broadcast_to(value, (axis.size, *jnp.shape(value)))
+        return batching.broadcast(value, axis.size, 0, mesh_axis=axis.explicit_mesh_axis)
     return jnp.moveaxis(value, dim, 0)
 
 

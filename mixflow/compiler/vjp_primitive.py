@@ -24,11 +24,14 @@ An equation whose `symmetric` is false never uses that rule: it differentiates a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
-from jax.extend.core import Primitive
+import jax.core
+from jax.extend.core import ClosedJaxpr, Primitive
 from jax.interpreters import ad, mlir
+from jax.tree_util import tree_flatten, tree_unflatten
 
 from mixflow.compiler import jax_compat
 from mixflow.compiler.differentiand import (
@@ -39,6 +42,7 @@ from mixflow.compiler.differentiand import (
     partition,
     spread,
 )
+from mixflow.compiler.orientation import orient_products
 
 # --- primal[f] ---------------------------------------------------------------------------------
 
@@ -197,7 +201,14 @@ def _held_back(
     The pushforward runs f's forward pass again. Without the barrier XLA would merge that with
     the first run, or start it early, and keep f's intermediates alive in between.
     """
-    return jax.lax.optimization_barrier((list(primals), value_bar, point_bar))
+    leaves, tree = tree_flatten((list(primals), value_bar, point_bar))
+    groups: dict[Any, list[int]] = {}
+    for place, leaf in enumerate(leaves):
+        groups.setdefault(jax.typeof(leaf).manual_axis_type, []).append(place)
+    for places in groups.values():
+        held = jax.lax.optimization_barrier([leaves[place] for place in places])
+        leaves = [held[places.index(place)] if place in places else leaf for place, leaf in enumerate(leaves)]
+    return tree_unflatten(tree, leaves)
 
 
 def _split_cotangents(
@@ -280,5 +291,23 @@ ad.primitive_transposes[pushforward_p] = _pushforward_transpose
 SYMBOLIC = {primal_p: _primal, vjp_p: _vjp, pushforward_p: pushforward}
 """The symbolic primitives, each with the plain JAX that it stands for."""
 
-for _primitive, _plain in SYMBOLIC.items():
-    mlir.register_lowering(_primitive, mlir.lower_fun(_plain, multiple_results=True))
+
+def spelled_out(primitive: Primitive, operands: Values, params: dict[str, Any]) -> ClosedJaxpr:
+    """The plain program that a symbolic derivative lowers to.
+
+    Arguments:
+        primitive: one of `SYMBOLIC`.
+        operands: arrays, tracers or `jax.ShapeDtypeStruct`.
+        params: the equation's parameters.
+    """
+    return orient_products(jax.make_jaxpr(partial(SYMBOLIC[primitive], **params))(*operands))
+
+
+def _lowered(primitive: Primitive, *operands: Any, **params: Any) -> list[Any]:
+    closed = spelled_out(primitive, operands, params)
+    return jax.core.eval_jaxpr(closed.jaxpr, closed.consts, *operands)
+
+
+for _primitive in SYMBOLIC:
+    _rule = mlir.lower_fun(partial(_lowered, _primitive), multiple_results=True)
+    mlir.register_lowering(_primitive, _rule)

@@ -58,7 +58,7 @@ def peak_memory(closed: ClosedJaxpr) -> Peak:
     Raises:
         NameError: a symbolic derivative over a mesh axis, which cannot be spelled out.
     """
-    return _Sweeper().peak(lower(closed))
+    return Sweeper().peak(lower(closed))
 
 
 def breadth_first(kernels: list[Kernel]) -> list[int]:
@@ -101,7 +101,22 @@ class _Highest:
     nested: Peak
 
 
-class _Sweeper:
+@dataclass(frozen=True)
+class Moment:
+    """One step of a sweep.
+
+    Arguments:
+        value: what the step computes.
+        bytes: what is alive while it runs, nested temporaries included.
+        nested: the part of `bytes` that is alive inside of it.
+    """
+
+    value: Value
+    bytes: int
+    nested: int
+
+
+class Sweeper:
     """Sweeps regions; one that runs in several places is swept once."""
 
     def __init__(self) -> None:
@@ -113,7 +128,13 @@ class _Sweeper:
             self._peaks[region] = self._sweep(region)
         return self._peaks[region]
 
-    def _sweep(self, region: Region) -> Peak:
+    def moments(self, region: Region) -> list[Moment]:
+        """Every step of a region, in the order in which they run."""
+        moments: list[Moment] = []
+        self._peaks[region] = self._sweep(region, moments)
+        return moments
+
+    def _sweep(self, region: Region, moments: list[Moment] | None = None) -> Peak:
         kernels = kernels_of(region)
         order = breadth_first(kernels)
         buffers = _Buffers(region, kernels, order)
@@ -126,8 +147,10 @@ class _Sweeper:
                 alive[number] = size
                 total += size
             taken = buffers.taken_over(step, number) if size else None
-            nested = self._nested(kernels[number])
+            nested = self._nested(kernels[number].value)
             now = total - (0 if taken is None else alive[taken]) + nested.bytes
+            if moments is not None:
+                moments.append(Moment(kernels[number].value, now, nested.bytes))
             if now > highest.bytes:
                 values = tuple(kernels[one].value for one in alive if one != taken)
                 highest = _Highest(now, values, nested)
@@ -135,10 +158,10 @@ class _Sweeper:
                 total -= alive.pop(dead, 0)
         return _described(highest)
 
-    def _nested(self, kernel: Kernel) -> Peak:
-        if kernel.value.nested is None:
+    def _nested(self, value: Value) -> Peak:
+        if value.nested is None:
             return _NOTHING
-        peaks = map(self.peak, kernel.value.nested.regions)
+        peaks = map(self.peak, value.nested.regions)
         return max(peaks, key=lambda peak: peak.bytes, default=_NOTHING)
 
 
@@ -264,6 +287,10 @@ def _described(highest: _Highest) -> Peak:
 
 
 def _alive(value: Value) -> Alive:
-    at = "<unknown>" if value.eqn is None else jax_compat.source_line(value.eqn.source_info)
     aval = ShapedArray(value.shape, value.dtype).str_short(short_dtypes=True)
-    return Alive(value.bytes, aval, at, value.name)
+    return Alive(value.bytes, aval, source_of(value), value.name)
+
+
+def source_of(value: Value) -> str:
+    """The user's `file:line` of what computes a value, or "<unknown>"."""
+    return "<unknown>" if value.eqn is None else jax_compat.source_line(value.eqn.source_info)

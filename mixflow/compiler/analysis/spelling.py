@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -12,8 +11,8 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr
 
 from mixflow.compiler import jax_compat
-from mixflow.compiler.differentiand import is_inexact, merge, partition
-from mixflow.compiler.vjp_primitive import SYMBOLIC
+from mixflow.compiler.differentiand import is_inexact, merge, partition, spec_of
+from mixflow.compiler.vjp_primitive import spelled_out
 
 _SPELLED: WeakKeyDictionary[Any, dict[Any, ClosedJaxpr]] = WeakKeyDictionary()
 
@@ -33,9 +32,8 @@ def spell_out(eqn: Any) -> ClosedJaxpr:
 
 
 def _spelled_out(eqn: Any) -> ClosedJaxpr:
-    implementation: Callable[..., Any] = SYMBOLIC[eqn.primitive]
-    specs = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars]
-    return jax.make_jaxpr(lambda *operands: implementation(*operands, **eqn.params))(*specs)
+    specs = [spec_of(v.aval) for v in eqn.invars]
+    return spelled_out(eqn.primitive, specs, eqn.params)
 
 
 def with_reverse_pass(closed: ClosedJaxpr) -> ClosedJaxpr:
@@ -53,8 +51,7 @@ def with_reverse_pass(closed: ClosedJaxpr) -> ClosedJaxpr:
         results, pullback, rest = jax_compat.VJP_OF_JAX(objective, *moving, has_aux=True)
         return results, rest, pullback([jnp.ones_like(result) for result in results])
 
-    avals: list[Any] = closed.in_avals
-    specs = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
+    specs = [spec_of(aval) for aval in closed.in_avals]
     try:
         return jax.make_jaxpr(forward_and_back)(*specs)
     except (ValueError, NotImplementedError, TypeError):  # a while loop, a callback, …
