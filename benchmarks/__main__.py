@@ -10,7 +10,10 @@ from typing import Any
 
 import click
 
+from benchmarks.budgets import budgets
 from benchmarks.compare import Comparison
+from benchmarks.estimates import estimates
+from benchmarks.machine import versions
 from benchmarks.overhead import overhead
 from benchmarks.programs import COMPARED, NAMES, is_program
 from benchmarks.reference import TASKS, Size
@@ -66,7 +69,7 @@ _COUNT = click.IntRange(min=1)
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
     callback=_folder,
-    help="Also write reference.json and pictures to this folder, after each size.",
+    help="Also write reference.json, a table and pictures to this folder, after each size.",
 )
 def reference_command(**options: Any) -> None:
     """Memory and time of the reference program's meta-gradient: JAX, an expert, mixflow.
@@ -76,13 +79,44 @@ def reference_command(**options: Any) -> None:
     """
     if options["sweep"] and options["long_loop"]:
         raise click.UsageError("--sweep and --long-loop cannot both be asked for")
-    given = {name: options[name] for name in ("steps", "layers", "tokens") if options[name]}
-    points = sizes(given, sweep=options["sweep"], long_loop=options["long_loop"])
+    points = sizes(_given(options), sweep=options["sweep"], long_loop=options["long_loop"])
     report: dict[str, Any] = {}
     for report in reports(points, _comparison(options), _say):
         if options["out"]:
             write(report, options["out"])
     click.echo(json.dumps(report, indent=2))
+
+
+@main.command("budgets")
+@click.option("--task", type=click.Choice(TASKS), default=TASKS[0])
+@click.option("--steps", type=_COUNT)
+@click.option("--layers", type=_COUNT)
+@click.option("--tokens", type=_COUNT)
+@click.option("--sweep", is_flag=True, help="Over steps, layers and tokens.")
+def budgets_command(task: str, sweep: bool, **given: int | None) -> None:
+    """Budgets between the extremes and below the least; exit code 1 if one is not honoured."""
+    rows: list[dict[str, Any]] = []
+    for row in budgets(sizes(_given(given), sweep=sweep), task):
+        _say(f"{row['size']}: within" if row["within"] else f"{row['size']}: over")
+        rows.append(row)
+    click.echo(json.dumps({"versions": versions(), "rows": rows}, indent=2))
+    sys.exit(not all(row["within"] and row["refused"] for row in rows))
+
+
+@main.command("estimates")
+@click.option("--task", type=click.Choice(TASKS), default=TASKS[0])
+@click.option("--steps", type=_COUNT)
+@click.option("--layers", type=_COUNT)
+@click.option("--tokens", type=_COUNT)
+@click.option("--sweep", is_flag=True, help="Over steps, layers and tokens.")
+def estimates_command(task: str, sweep: bool, **given: int | None) -> None:
+    """The planner's estimate of the peak of temporaries beside XLA's figure."""
+    rows = list(estimates(sizes(_given(given), sweep=sweep), task))
+    click.echo(json.dumps({"versions": versions(), "rows": rows}, indent=2))
+
+
+def _given(options: dict[str, Any]) -> dict[str, int]:
+    return {name: options[name] for name in ("steps", "layers", "tokens") if options[name]}
 
 
 def _comparison(options: dict[str, Any]) -> Comparison:

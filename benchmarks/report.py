@@ -14,6 +14,7 @@ from benchmarks.files import write_whole
 from benchmarks.machine import machine, versions
 from benchmarks.ratios import ratios
 from benchmarks.reference import Size
+from benchmarks.tables import page
 
 
 def reports(
@@ -50,9 +51,10 @@ def can_plot() -> bool:
 
 
 def write(report: dict[str, Any], folder: Path) -> None:
-    """Write `reference.json` and the pictures to a folder, each file whole."""
+    """Write `reference.json`, `reference.md` and the pictures to a folder, each file whole."""
     from benchmarks.plots import plots  # noqa: PLC0415  # matplotlib is needed for nothing else
 
     write_whole(folder / "reference.json", (json.dumps(report, indent=2) + "\n").encode())
+    write_whole(folder / "reference.md", page(report).encode())
     for name, png in plots(report["rows"]).items():
         write_whole(folder / name, png)

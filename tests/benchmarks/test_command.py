@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from benchmarks import compare
+from benchmarks import budgets, compare, estimates
 from benchmarks.__main__ import main
 from benchmarks.child import Job
 from benchmarks.compare import Comparison
@@ -19,6 +19,7 @@ from benchmarks.programs import UNIT
 from benchmarks.ratios import ratios
 from benchmarks.reference import Size
 from benchmarks.sizes import LONG_LOOP, sizes
+from mixflow.errors import BudgetError
 
 FIGURES = {"temp_bytes", "resident_bytes", "run_s", "compile_s", "gradient_steps"}
 
@@ -111,3 +112,36 @@ def test_wrong_calls(options: list[str], message: str) -> None:
     result = reference(*options)
     assert result.exit_code == 2
     assert message in result.stderr
+
+
+def test_a_table_beside_the_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare, "_in_process", stand_in)
+    reference("--rounds=1", "--steps=3", f"--out={tmp_path}")
+    lines = (tmp_path / "reference.md").read_text().splitlines()
+    assert "| 3 | 12 | 512 | plain | killed |" in lines
+    (mixflow,) = [line for line in lines if "| mixflow |" in line]
+    assert "| 2.00 |" in mixflow
+    assert any(line.startswith("| time | 0.500 | 0.500 | 3 steps") for line in lines)
+
+
+@pytest.mark.parametrize(("needed", "code"), [(150, 0), (250, 1)])
+def test_budgets(monkeypatch: pytest.MonkeyPatch, needed: int, code: int) -> None:
+    def stand_in(_loss: Any, _args: Any, passes: str | None = None, memory_budget: int = 0) -> int:
+        if memory_budget and memory_budget < 100:
+            raise BudgetError("the least is 100 bytes")
+        return needed if memory_budget else 400 if passes else 100
+
+    monkeypatch.setattr(budgets, "_needed", stand_in)
+    result = CliRunner().invoke(main, ["budgets", "--layers=1", "--tokens=8"])
+    (row,) = json.loads(result.stdout)["rows"]
+    assert (row["budget_bytes"], row["needed_bytes"]) == (200, needed)
+    assert row["refused"] == "the least is 100 bytes"
+    assert result.exit_code == code
+
+
+def test_estimates(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimates, "PLANS", {"plain JAX": ""})
+    result = CliRunner().invoke(main, ["estimates", "--steps=1", "--layers=1", "--tokens=8"])
+    (row,) = json.loads(result.stdout)["rows"]
+    assert row["estimated_bytes"] == pytest.approx(row["ratio"] * row["temp_bytes"])
+    assert 0.5 < row["ratio"] < 2.0

@@ -1,0 +1,88 @@
+"""A comparison as a page of Markdown: what was measured, with what, and the ratios."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+Row = dict[str, Any]
+
+_COLUMNS = {
+    "temp_bytes": ("temporaries (MB)", 1e6, ".1f"),
+    "resident_bytes": ("resident (MB)", 1e6, ".0f"),
+    "run_s": ("time (s)", 1.0, ".2f"),
+    "compile_s": ("compile (s)", 1.0, ".1f"),
+    "gradient_steps": ("gradient steps", 1.0, ".2f"),
+}
+_RATIOS = {
+    "temp_bytes": "temporaries",
+    "resident_bytes": "resident memory",
+    "run_s": "time",
+    "compile_s": "compile time",
+}
+
+
+def page(report: dict[str, Any]) -> str:
+    """The whole page. Figures are medians over the rounds; each round is in the JSON beside it.
+
+    Arguments:
+        report: as `benchmarks.report.reports` yields it.
+    """
+    parts = [_heading(report), table(report["rows"])]
+    if report["ratios"]:
+        parts.append(_ratios(report["ratios"]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _heading(report: dict[str, Any]) -> str:
+    versions, machine = report["versions"], report["machine"]
+    size = report["size"]
+    common = ", ".join(f"{name} {at}" for name, at in size.items())
+    return (
+        f"# Reference program: {report['task'].replace('_', ' ')}\n\n"
+        f"JAX {versions['jax']}, Python {versions['python']}, mixflow {versions['mixflow']}; "
+        f"{machine['cpu']}, {machine['cores']} cores, "
+        f"{machine['memory_bytes'] / 1e9:.0f} GB; {report['dtype']}. Common to all rows: {common}. "
+        f"{_rounds(report['rows'])}"
+    )
+
+
+def _rounds(rows: list[Row]) -> str:
+    rounds = max((len(row["rounds"]) for row in rows), default=0)
+    return "Each program ran in a process of its own, " + (
+        "once." if rounds == 1 else f"in turn with the others, {rounds} rounds."
+    )
+
+
+def table(rows: list[Row]) -> str:
+    """A line for each program and size."""
+    columns = [name for name in _COLUMNS if any(row[name] for row in rows)]
+    heads = ["steps", "layers", "tokens", "program", *(_COLUMNS[name][0] for name in columns)]
+    lines = [heads, ["---:"] * 3 + ["---"] + ["---:"] * len(columns)]
+    for row in rows:
+        size = [str(row["size"][name]) for name in ("steps", "layers", "tokens")]
+        figures = [_figure(row, name) for name in columns] if not row["failed"] else []
+        lines.append([*size, row["program"], *(figures or [row["failed"]])])
+    return "\n".join(map(_line, lines))
+
+
+def _figure(row: Row, name: str) -> str:
+    _, unit, form = _COLUMNS[name]
+    return "" if row[name] is None else format(row[name] / unit, form)
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _ratios(ratios: dict[str, Any]) -> str:
+    lines = [
+        ["mixflow for 1 of the expert's", "median", "worst", "at"],
+        ["---", "---:", "---:", "---"],
+    ]
+    for name, words in _RATIOS.items():
+        if name in ratios:
+            one = ratios[name]
+            at = ", ".join(f"{one['at'][axis]} {axis}" for axis in ("steps", "layers", "tokens"))
+            lines.append([words, f"{one['median']:.3f}", f"{one['worst']:.3f}", at])
+    return "\n".join(map(_line, lines))
