@@ -2,12 +2,14 @@
 
 from mixflow.compiler.explicit import grad, value_and_grad, vjp
 from mixflow.errors import BudgetError, InputError, MixflowError, VerificationError
+from mixflow.runtime.artifact import Artifact, load
 from mixflow.runtime.backend import compiler_options
 from mixflow.runtime.compile import compile
 from mixflow.runtime.function import CompiledFunction
 from mixflow.runtime.symmetry import check_symmetry
 
 __all__ = [
+    "Artifact",
     "BudgetError",
     "CompiledFunction",
     "InputError",
@@ -17,6 +19,7 @@ __all__ = [
     "compile",
     "compiler_options",
     "grad",
+    "load",
     "value_and_grad",
     "vjp",
 ]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 
@@ -14,11 +12,17 @@ from rich.console import Console
 from rich.table import Table
 from xdsl.passes import ModulePass, get_pass_option_infos
 
+from mixflow.commands.bench import bench
+from mixflow.commands.diff import diff
+from mixflow.commands.progress import progress
+from mixflow.commands.run import run
+from mixflow.commands.snapshot import snapshot
 from mixflow.errors import BudgetError, InputError, MixflowError, VerificationError
 from mixflow.passes import DEFAULT_PIPELINE, OF_XDSL, PASSES
-from mixflow.report.files import export_program, write_report
+from mixflow.report.files import write_artifact
 from mixflow.report.report import Report
 from mixflow.report.text import render
+from mixflow.runtime.artifact_export import export_program, parse_platforms
 from mixflow.runtime.budget import parse_budget
 from mixflow.runtime.entries import describe, load_entries
 from mixflow.runtime.function import CompiledFunction
@@ -37,49 +41,77 @@ def cli(debug: bool) -> None:
 @click.argument("model", metavar="MODEL.py[:NAME]")
 @click.option("--memory-budget", metavar="SIZE", help="Plan for this much memory, e.g. 8GiB.")
 @click.option(
-    "--out", type=click.Path(path_type=Path, file_okay=False), help="Write files to DIR/NAME/."
+    "--out",
+    metavar="DIR",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Write an artifact to DIR/NAME/.",
 )
+@click.option("--platforms", metavar="cpu,cuda,…", help="Export for these; else for this one.")
 @click.option("--format", "style", type=click.Choice(["text", "json"]), default="text")
 @click.option("--verify", is_flag=True, help="Compare the results of plain and optimised.")
 @click.option("--measure", is_flag=True, help="Also time the programs.")
 def optimize(
-    model: str, memory_budget: str | None, out: Path | None, style: str, verify: bool, measure: bool
+    model: str,
+    memory_budget: str | None,
+    out: Path | None,
+    platforms: str | None,
+    style: str,
+    **also: bool,
 ) -> None:
     """Optimise the entries of MODEL.py and report what that is worth.
 
     An entry is a function under @mixflow.compile with example arguments. A meta-loss (a scalar,
     or a scalar with auxiliary data) is measured as its value_and_grad in the first argument.
     """
+    if platforms is not None and out is None:
+        raise InputError("--platforms says what to export for: it needs --out as well")
+    exported_for = parse_platforms(platforms)
     changed = {} if memory_budget is None else {"memory_budget": parse_budget(memory_budget)}
     reports: list[Report] = []
-    for entry in [found.with_options(**changed) for found in load_entries(model)]:
-        with _progress(f"{entry.__name__}: compiling"):
-            reports.append(_optimize_entry(entry, out, run=measure, verify=verify))
+    entries = [found.with_options(**changed) for found in load_entries(model)]
+    if out is not None:
+        _check_names(entries)
+    for entry in entries:
+        with progress(f"{entry.__name__}: compiling"):
+            reports.append(entry.report(run=also["measure"], verify=also["verify"]))
+            if out is not None:
+                _write(reports[-1], entry, out, exported_for)
         if style == "text":
             _print_report(reports[-1])
     if style == "json":
         click.echo(json.dumps([report.to_dict() for report in reports], indent=2))
 
 
-def _optimize_entry(
-    entry: CompiledFunction, out: Path | None, *, run: bool, verify: bool
-) -> Report:
-    report = entry.report(run=run, verify=verify)
-    if out is not None:
-        artifact, why = export_program(report.programs.optimised, entry.examples or ())
-        if why:
-            click.echo(f"{entry.__name__}: no exported program: {why}", err=True)
-        folder = out / entry.__name__
-        try:
-            write_report(report, folder, artifact)
-        except OSError as error:
-            raise InputError(f"--out: cannot write to {folder}: {error.strerror}") from error
-    return report
+def _check_names(entries: list[CompiledFunction]) -> None:
+    names = [entry.__name__ for entry in entries]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise InputError(
+            f"two entries' functions are named {twice[0]!r}, and --out needs a folder for each: "
+            "rename one, or choose one as MODEL.py:NAME"
+        )
+
+
+def _write(report: Report, entry: CompiledFunction, out: Path, platforms: tuple[str, ...]) -> None:
+    programs, folder = report.programs, out / entry.__name__
+    program = export_program(
+        programs.optimised, entry.examples or (), programs.after.lowered, platforms
+    )
+    try:
+        write_artifact(report, folder, program)
+    except OSError as error:
+        raise InputError(f"--out: cannot write to {folder}: {error.strerror}") from error
 
 
 def _print_report(report: Report) -> None:
     console = Console() if sys.stdout.isatty() else Console(width=120)
     console.print(render(report), soft_wrap=True)
+
+
+cli.add_command(run)
+cli.add_command(bench)
+cli.add_command(snapshot)
+cli.add_command(diff)
 
 
 @cli.command()
@@ -97,17 +129,6 @@ def passes() -> None:
 
 def _summary(cls: type[ModulePass]) -> str:
     return OF_XDSL.get(cls.name) or (cls.__doc__ or "").strip().splitlines()[0]
-
-
-@contextmanager
-def _progress(message: str) -> Generator[None]:
-    """A spinner on a terminal, nothing in a pipe."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield
-        return
-    with console.status(message):
-        yield
 
 
 def main(argv: list[str] | None = None) -> None:

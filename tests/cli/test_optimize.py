@@ -86,6 +86,7 @@ def test_out_writes_every_file_whole(run: Any, tmp_path: Path) -> None:
         "after.stablehlo.mlir",
         "before.ir.txt",
         "before.stablehlo.mlir",
+        "manifest.json",
         "program.jax_export",
         "report.json",
         "report.md",

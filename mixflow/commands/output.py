@@ -1,0 +1,40 @@
+"""Where a command's text goes: standard output, or a file that is written whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mixflow.errors import InputError
+from mixflow.runtime.artifact_files import replacing
+
+
+def checked_out(out: Path | None) -> None:
+    """Find out before the work whether a file can be written where `-o` says.
+
+    Raises:
+        InputError: it cannot.
+    """
+    if out is None:
+        return
+    if out.is_dir():
+        raise InputError(f"-o: {out} is a folder; give a file")
+    if not out.absolute().parent.is_dir():
+        raise InputError(f"-o: there is no folder {out.parent} to write {out.name} to")
+
+
+def write_text(text: str, out: Path | None) -> None:
+    """Print a text, or put it in the place of a file.
+
+    Raises:
+        InputError: the file cannot be written; what was there is still there.
+    """
+    if out is None:
+        click.echo(text, nl=False)
+        return
+    try:
+        with replacing(out) as file:
+            file.write(text.encode())
+    except OSError as error:
+        raise InputError(f"-o: cannot write {out}: {error.strerror}") from error

@@ -1,0 +1,120 @@
+"""A diff as GitHub's markdown, short enough for a comment on a pull request."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from mixflow.report.diff_view import (
+    FIGURE_HEADS,
+    IMPORTANCE,
+    Item,
+    Section,
+    figure_rows,
+    pairs,
+    sections,
+    sides,
+    title,
+)
+from mixflow.report.differences import EntryDiff, SnapshotDiff
+
+MOST_CHARACTERS = 65536
+"""The longest comment that GitHub takes."""
+
+_ROUNDS = ((100, 20), (5, 0))
+"""What sections are cut to: all of the long ones before any is cut to little or nothing."""
+_LONGEST_TEXT = 400
+_SPECIAL = re.compile(r"([\\`*{}<>|~#&@]|\](?=[(\[:])|\b_|_\b)")
+_MARKS = {"same": "", "changed": "", "added": " (added)", "removed": " (removed)"}
+
+
+def render_markdown(diff: SnapshotDiff, most: int = MOST_CHARACTERS) -> str:
+    """The diff as markdown, of at most so many characters.
+
+    What does not fit is left out, the least important first; how much that was is said.
+    """
+    shapes = _shapes(len(diff.entries))
+    return next(text for shape in shapes if len(text := _render(diff, *shape)) <= most)
+
+
+def _shapes(entries: int) -> Iterator[tuple[dict[str, int], int]]:
+    """How many items of each section, and how many entries, from all to none."""
+    limits: dict[str, int] = {}
+    yield limits, entries
+    for key, cut in [(key, cut) for cuts in _ROUNDS for key in IMPORTANCE for cut in cuts]:
+        limits = {**limits, key: cut}
+        yield limits, entries
+    while entries:
+        entries //= 2
+        yield limits, entries
+
+
+def _render(diff: SnapshotDiff, limits: dict[str, int], entries: int) -> str:
+    lines = [f"### {escape(title(diff))}", "", escape(sides(diff)), ""]
+    lines += [f"> **Warning**: {escape(one)}" for one in diff.warnings]
+    lines += ["", *_failures(diff, entries), ""]
+    shown = [one for one in diff.entries if one.status != "same"]
+    for entry in shown[:entries]:
+        lines += _entry(entry, limits)
+    if shown[entries:]:
+        lines += ["", f"… and {len(shown) - entries} more entries that differ."]
+    same = len(diff.entries) - len(shown)
+    if same:
+        lines += ["", f"{same} {'entry is' if same == 1 else 'entries are'} the same."]
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip() + "\n"
+
+
+def _failures(diff: SnapshotDiff, most: int) -> list[str]:
+    """The checks that failed; there may be several for each entry."""
+    most = max(most, 1)
+    lines = [
+        f"- ❌ `{_code(one.option)}` {escape(one.entry)}: {escape(one.text)}"
+        for one in diff.failures[:most]
+    ]
+    rest = len(diff.failures) - most
+    return [*lines, f"- … and {rest} more checks that failed"] if rest > 0 else lines
+
+
+def _entry(entry: EntryDiff, limits: dict[str, int]) -> list[str]:
+    lines = ["", f"#### {escape(entry.name)}{_MARKS[entry.status]}", ""]
+    lines += [_row(FIGURE_HEADS), _row(("---", *("---:" for _ in FIGURE_HEADS[1:])))]
+    lines += [_row(row) for row in figure_rows(entry)]
+    for what, old, new in pairs(entry):
+        lines += ["", f"**{what}**", "", f"- was `{_code(old)}`", f"- is `{_code(new)}`"]
+    for section in sections(entry):
+        lines += _section(section, limits.get(section.key, len(section.items)))
+    return lines
+
+
+def _section(section: Section, most: int) -> list[str]:
+    is_open = " open" if section.key == "rewrites lost" else ""
+    head = f"<summary>{escape(section.title)}: {len(section.items)}</summary>"
+    lines = ["", f"<details{is_open}>{head}", ""]
+    lines += [_item(item) for item in section.items[:most]]
+    rest = len(section.items) - most
+    if rest > 0:
+        lines.append(f"- … {rest} more left out")
+    return [*lines, "", "</details>"]
+
+
+def _item(item: Item) -> str:
+    at = f"`{_code(item.at)}` " if item.at else ""
+    return f"- `{item.sign}` {at}{escape(item.text)}"
+
+
+def _row(cells: tuple[str, ...]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def escape(text: str) -> str:
+    """A text that markdown shows as it is, on one line, cut if it is very long."""
+    return _SPECIAL.sub(lambda found: f"&#{ord(found[1])};", _cut(text))
+
+
+def _code(text: str) -> str:
+    return _cut(text).replace("`", "'")
+
+
+def _cut(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _LONGEST_TEXT else f"{line[:_LONGEST_TEXT]}…"

@@ -1,0 +1,97 @@
+"""Snapshots: what is worth keeping of a program's optimisation, byte by byte the same each time."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import version
+from typing import Any
+
+import jax
+
+from mixflow.compiler.dialects.remarks import Remark
+from mixflow.report.canonical import without_addresses
+from mixflow.report.places import place, places_in
+from mixflow.report.program import describe_program
+from mixflow.report.report import Report, make_report
+from mixflow.runtime.function import CompiledFunction
+
+FORMAT, FORMAT_VERSION = "mixflow-snapshot", 1
+_WIDTH = 140
+
+Snapshot = dict[str, Any]
+"""JSON; `docs/graph-diffs.md` lists the fields."""
+
+
+def with_entries(entries: dict[str, Any]) -> Snapshot:
+    """A snapshot made of entries, by this version of everything."""
+    return {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "mixflow": version("mixflow"),
+        "jax": jax.__version__,
+        "backend": jax.default_backend(),
+        "entries": entries,
+    }
+
+
+def describe_entry(function: CompiledFunction, *, measure: bool) -> dict[str, Any]:
+    """One entry: its meta-gradient by plain JAX (`before`) and by mixflow (`after`).
+
+    Arguments:
+        function: with example arguments.
+        measure: also time the programs, as field `measured`.
+    """
+    args = function.examples or ()
+    report = make_report(function, args, {}, run=measure, verify=False)
+    optimised = report.programs.optimised
+    plain = jax.jit(optimised.fun, **optimised.options.jit)
+    unchanged = optimised.with_options(passes="", memory_budget=None, autotune=False)
+    before, after = unchanged.optimised(*args).module, optimised.optimised(*args).module
+    entry: dict[str, Any] = {
+        "target": report.target,
+        "plan": report.plan,
+        "rewrites": _remarks(report.rewrites, "what"),
+        "declined": _remarks(report.declined, "why"),
+        "before": describe_program(plain.trace(*args).jaxpr, before, report.before),
+        "after": describe_program(optimised.trace(*args).jaxpr, after, report.after),
+    }
+    return {**entry, "measured": _measured(report)} if measure else entry
+
+
+def _remarks(remarks: tuple[Remark, ...], text: str) -> list[dict[str, str]]:
+    def same(words: str) -> str:
+        return without_addresses(places_in(words))
+
+    return [{"pass": one.by, "at": place(one.at), text: same(one.text)} for one in remarks]
+
+
+def _measured(report: Report) -> dict[str, Any]:
+    sides = {"before": report.before, "after": report.after}
+    return {side: {"compile_s": one.compile_s, "run_s": one.run_s} for side, one in sides.items()}
+
+
+def before_and_after(snapshot: Snapshot) -> tuple[Snapshot, Snapshot]:
+    """Two snapshots out of one: plain JAX's programs, and mixflow's."""
+    entries: dict[str, Any] = snapshot["entries"]
+    plain = {
+        name: {**entry, "after": entry["before"], "plan": "", "rewrites": [], "declined": []}
+        for name, entry in entries.items()
+    }
+    return {**snapshot, "entries": plain}, snapshot
+
+
+def to_text(snapshot: Snapshot) -> str:
+    """The file's text: keys in order, and what is short on one line."""
+    return _lines(snapshot, "") + "\n"
+
+
+def _lines(value: Any, indent: str) -> str:
+    short = json.dumps(value, sort_keys=True)
+    if len(indent) + len(short) <= _WIDTH or not isinstance(value, (dict, list)) or not value:
+        return short
+    deeper = indent + " "
+    if isinstance(value, dict):
+        items = [f"{json.dumps(key)}: {_lines(value[key], deeper)}" for key in sorted(value)]
+        return f"{{\n{deeper}" + f",\n{deeper}".join(items) + f"\n{indent}}}"
+    items = [_lines(item, deeper) for item in value]
+    return f"[\n{deeper}" + f",\n{deeper}".join(items) + f"\n{indent}]"

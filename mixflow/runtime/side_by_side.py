@@ -1,0 +1,63 @@
+"""Programs measured in processes of their own: how one is started, answers, and dies."""
+
+from __future__ import annotations
+
+import json
+import resource
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+
+class ChildDied(Exception):
+    """Why a process has no figures to give."""
+
+
+def in_process(module: str, job: str) -> dict[str, Any]:
+    """Run a module with one argument, and read the JSON that it prints last.
+
+    An interrupt ends the process as well.
+
+    Arguments:
+        module: what `python -m` runs; it is not looked for in the current directory.
+        job: its argument.
+
+    Raises:
+        ChildDied: the process was ended, failed, or answered with `failed`.
+    """
+    command = [sys.executable, "-P", "-m", module, job]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode == -signal.SIGKILL:
+        raise ChildDied("killed: out of memory, most likely")
+    if done.returncode < 0:
+        raise ChildDied(f"ended by {signal.Signals(-done.returncode).name}")
+    if done.returncode > 0 or not done.stdout:
+        raise ChildDied((done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1])
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    if "failed" in answer:
+        raise ChildDied(answer["failed"])
+    return answer
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has had resident, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def forget_peak() -> None:
+    """Set the mark back to what is resident now, where the system can (Linux).
+
+    Elsewhere the compiler's own peak stays in it, and the growth that is read is a lower bound.
+    """
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def die_first() -> None:
+    """Where memory runs out, ask Linux to end this process and not the one that waits for it."""
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
