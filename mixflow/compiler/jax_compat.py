@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import jax
 import jax.core
 from jax._src import api as _api
+from jax._src import config as _config
 from jax._src import core as _core
 from jax._src import linear_util as _linear_util
 from jax._src import source_info_util as _source_info_util
@@ -79,6 +81,26 @@ def is_axis_effect(effect: Any) -> bool:
 def axis_names(effects: Any) -> set[Any]:
     """The named axes that a set of effects mentions."""
     return {effect.name for effect in effects if is_axis_effect(effect)}
+
+
+@contextmanager
+def inside_mesh(mesh: Any, *, checks_varying: bool) -> Generator[None]:
+    """Trace as the body of a `jax.shard_map` is traced, or under an explicit mesh.
+
+    Why private: outside of a shard_map, JAX has no public way to bind its axes and to keep account
+    of the axes that a value varies over.
+
+    Arguments:
+        mesh: abstract; its manual axes are those of the shard_map.
+        checks_varying: whether the shard_map has `check_vma`.
+    """
+    axes = [(name, mesh.shape[name]) for name in mesh.manual_axes]
+    with (
+        _core.extend_axis_env_nd(axes),
+        jax.sharding.use_abstract_mesh(mesh),
+        _config._check_vma(checks_varying),  # pyright: ignore[reportPrivateUsage]
+    ):
+        yield
 
 
 def is_ref(value: Any) -> bool:

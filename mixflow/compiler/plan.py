@@ -18,6 +18,7 @@ class Plan:
     """The choices for one program.
 
     Arguments:
+        fused: values are computed with their gradients, even if nothing else is done.
         peeled: the first step stands before its loop, where less of it is differentiated.
         symmetric: forward over reverse, where that is sound.
         levels: how deep inner loops are nested in checkpoints; 0 for not at all.
@@ -26,6 +27,7 @@ class Plan:
         rerun: how much of a region may be run again for less memory, in forward passes.
     """
 
+    fused: bool = False
     peeled: bool = False
     symmetric: bool = False
     levels: int = 0

@@ -24,6 +24,7 @@ from mixflow.compiler.device import Device
 from mixflow.compiler.dialects.jaxpr import ScanOp
 from mixflow.compiler.dialects.remarks import DECLINED, Remark
 from mixflow.compiler.emitter import main_function
+from mixflow.compiler.meshes import communicates
 from mixflow.compiler.nesting import choose_nest
 from mixflow.compiler.pipeline import Optimised, optimise, parse_passes
 from mixflow.compiler.plan import PREPARE, Candidate, Plan, balanced
@@ -154,7 +155,7 @@ class Planner:
             budget: bytes for arguments, results and temporaries; None for the best of both.
         """
         if not self.facts.nested and budget is None:
-            return [self.candidate(Plan())]
+            return [self.candidate(self._plain)]
         self._explore()
         if budget is None:
             return [self._balanced]
@@ -188,13 +189,18 @@ class Planner:
         if self.facts.peelable and self.facts.steps > FEW_STEPS:
             self.candidate(replace(self._balanced.plan, peeled=False))
         if self._plain_may_be_best():
-            self.candidate(Plan())
+            self.candidate(self._plain)
 
     def _explore_widely(self) -> None:
         """Cost what is not the best of both, but may be the fastest within a budget."""
         if self.facts.nested:
             self.candidate(self._rewritten)
-        self.candidate(Plan())
+        self.candidate(self._plain)
+
+    @cached_property
+    def _plain(self) -> Plan:
+        """Nothing, or what XLA does for a program itself if its devices do not communicate."""
+        return Plan(fused=communicates(self._captured.jaxpr))
 
     @property
     def _step(self) -> Plan:
@@ -261,7 +267,7 @@ class Planner:
                 "segment-loss is left out: the jit around this function was not given "
                 "mixflow.compiler_options(), without which XLA undoes segments here"
             )
-        if chosen.plan != Plan():
+        if chosen.plan != self._plain:
             return
         others = [one for one in self.considered if one is not chosen]
         if not others:

@@ -31,9 +31,9 @@ import jax
 import jax.core
 from jax.extend.core import ClosedJaxpr, Primitive
 from jax.interpreters import ad, mlir
-from jax.tree_util import tree_flatten, tree_unflatten
 
 from mixflow.compiler import jax_compat
+from mixflow.compiler.barrier import held_back
 from mixflow.compiler.differentiand import (
     Differentiand,
     Values,
@@ -185,30 +185,12 @@ def _pushforward_transpose(
     linear = [ad.is_undefined_primal(tangent) for tangent in tangents]
     wanted = [bool(flag) for flag in spread(perturbed, linear)]
     value_bar, point_bar = _split_cotangents(cotangents, function, with_value)
-    primals, value_bar, point_bar = _held_back(primals, value_bar, point_bar)
+    primals, value_bar, point_bar = held_back((list(primals), value_bar, point_bar))
     transposed = _symmetric_pullback(function, primals, wanted, value_bar, point_bar)
     return [
         *(None for _ in primals),
         *(result for keep, result in zip(perturbed, transposed, strict=True) if keep),
     ]
-
-
-def _held_back(
-    primals: Values, value_bar: list[Any], point_bar: list[Any]
-) -> tuple[list[Any], list[Any], list[Any]]:
-    """The same values, behind a barrier that waits for the cotangents.
-
-    The pushforward runs f's forward pass again. Without the barrier XLA would merge that with
-    the first run, or start it early, and keep f's intermediates alive in between.
-    """
-    leaves, tree = tree_flatten((list(primals), value_bar, point_bar))
-    groups: dict[Any, list[int]] = {}
-    for place, leaf in enumerate(leaves):
-        groups.setdefault(jax.typeof(leaf).manual_axis_type, []).append(place)
-    for places in groups.values():
-        held = jax.lax.optimization_barrier([leaves[place] for place in places])
-        leaves = [held[places.index(place)] if place in places else leaf for place, leaf in enumerate(leaves)]
-    return tree_unflatten(tree, leaves)
 
 
 def _split_cotangents(

@@ -15,6 +15,7 @@ from xdsl.passes import PassPipeline
 
 from mixflow.compiler import jax_compat
 from mixflow.compiler.capture import Captured
+from mixflow.compiler.meshes import on_hidden_meshes
 from mixflow.compiler.pipeline import Optimised, import_only, optimise, parse_passes
 from mixflow.compiler.recording import current_recording
 from mixflow.errors import BudgetError, InputError
@@ -213,7 +214,7 @@ class CompiledFunction:
             captured = call.capture(self._options)
             program = self._optimised(captured, pipeline, differentiated=differentiated).jaxpr
             results = jax.core.eval_jaxpr(program.jaxpr, program.consts, *call.arrays)
-            return tree_unflatten(captured.out_tree, results)
+            return tree_unflatten(captured.out_tree, on_hidden_meshes(program, results))
 
         return staged
 

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from jax.tree_util import tree_leaves
+
 from mixflow.compiler.capture import Captured
 from mixflow.compiler.dialects.remarks import Remark
 from mixflow.compiler.pipeline import Optimised, optimise, parse_passes
@@ -73,10 +75,17 @@ class Chooser:
         """
         assert self._budget is not None
         planner = _planner(captured, differentiated=False)
-        needed: list[int] = []
-        for candidate in planner.best(self._budget):
-            lowered = jit(candidate.plan.passes).lower(*args, **kwargs)
-            needed.append(total_bytes(lowered.compile()))
+
+        def measured(candidate: Candidate) -> int:
+            return total_bytes(jit(candidate.plan.passes).lower(*args, **kwargs).compile())
+
+        budget, needed = self._budget, list[int]()
+        if _on_several_devices(args, kwargs):
+            # Estimates are those of the whole program, and the budget is for each device.
+            (reference,) = planner.best()
+            budget = int(budget * reference.total_bytes / measured(reference))
+        for candidate in planner.best(budget):
+            needed.append(measured(candidate))
             if needed[-1] <= self._budget:
                 self._choose(_key(captured, differentiated=False), planner, candidate)
                 return
@@ -128,6 +137,11 @@ def over_budget(name: str, budget: int, least: int) -> BudgetError:
 def _planner(captured: Captured, *, differentiated: bool) -> Planner:
     device = planning_device(options_are_ours=not differentiated)
     return Planner(captured, differentiated=differentiated, device=device)
+
+
+def _on_several_devices(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    shardings = [getattr(leaf, "sharding", None) for leaf in tree_leaves((args, kwargs))]
+    return any(sharding is not None and sharding.num_devices > 1 for sharding in shardings)
 
 
 def _key(captured: Captured, differentiated: bool) -> Any:

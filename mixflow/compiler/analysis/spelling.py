@@ -32,8 +32,15 @@ def spell_out(eqn: Any) -> ClosedJaxpr:
 
 
 def _spelled_out(eqn: Any) -> ClosedJaxpr:
-    specs = [spec_of(v.aval) for v in eqn.invars]
-    return spelled_out(eqn.primitive, specs, eqn.params)
+    avals = [var.aval for var in eqn.invars]
+    specs = [spec_of(aval) for aval in avals]
+    mesh = next((aval.sharding.mesh for aval in avals if not aval.sharding.mesh.empty), None)
+    if mesh is None or mesh == jax.sharding.get_abstract_mesh():
+        return spelled_out(eqn.primitive, specs, eqn.params)
+    # The program is looked at from outside of its shard_map, or of its mesh.
+    varies = any(aval.manual_axis_type.varying for aval in avals)
+    with jax_compat.inside_mesh(mesh, checks_varying=varies):
+        return spelled_out(eqn.primitive, specs, eqn.params)
 
 
 def with_reverse_pass(closed: ClosedJaxpr) -> ClosedJaxpr:
