@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,14 @@ def _folder(_: Any, option: Any, folder: Path | None) -> Path | None:
 _COUNT = click.IntRange(min=1)
 
 
+def _over_sizes(command: Callable[..., None]) -> Callable[..., None]:
+    """Options that say which programs, at which sizes."""
+    for name in ("--tokens", "--layers", "--steps"):
+        command = click.option(name, type=_COUNT)(command)
+    command = click.option("--sweep", is_flag=True, help="Over steps, layers and tokens.")(command)
+    return click.option("--task", type=click.Choice(TASKS), default=TASKS[0])(command)
+
+
 @main.command("reference")
 @click.option("--task", type=click.Choice(TASKS), default=TASKS[0])
 @click.option("--programs", callback=_programs, help=f"By commas; by default {','.join(COMPARED)}.")
@@ -88,11 +97,7 @@ def reference_command(**options: Any) -> None:
 
 
 @main.command("budgets")
-@click.option("--task", type=click.Choice(TASKS), default=TASKS[0])
-@click.option("--steps", type=_COUNT)
-@click.option("--layers", type=_COUNT)
-@click.option("--tokens", type=_COUNT)
-@click.option("--sweep", is_flag=True, help="Over steps, layers and tokens.")
+@_over_sizes
 def budgets_command(task: str, sweep: bool, **given: int | None) -> None:
     """Budgets between the extremes and below the least; exit code 1 if one is not honoured."""
     rows: list[dict[str, Any]] = []
@@ -104,11 +109,7 @@ def budgets_command(task: str, sweep: bool, **given: int | None) -> None:
 
 
 @main.command("estimates")
-@click.option("--task", type=click.Choice(TASKS), default=TASKS[0])
-@click.option("--steps", type=_COUNT)
-@click.option("--layers", type=_COUNT)
-@click.option("--tokens", type=_COUNT)
-@click.option("--sweep", is_flag=True, help="Over steps, layers and tokens.")
+@_over_sizes
 def estimates_command(task: str, sweep: bool, **given: int | None) -> None:
     """The planner's estimate of the peak of temporaries beside XLA's figure."""
     rows = list(estimates(sizes(_given(given), sweep=sweep), task))

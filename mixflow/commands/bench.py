@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -55,7 +56,7 @@ def bench(
         if style == "text":
             _print(done[-1])
         if profile is not None:
-            _write_profile(done[-1], profile)
+            _write_profile(profile_entry(done[-1], progress), profile)
     if style == "json":
         click.echo(json.dumps([one.to_dict() for one in done], indent=2))
     return _FAILED if any(row.failed for one in done for row in one.rows.values()) else 0
@@ -81,11 +82,10 @@ def _print(bench: Bench) -> None:
     console.print(render(bench), soft_wrap=True)
 
 
-def _write_profile(bench: Bench, folder: Path) -> None:
-    found = profile_entry(bench, progress)
+def _write_profile(found: dict[str, Any], folder: Path) -> None:
     texts = {".txt": render_peaks(found), ".json": json.dumps(found, indent=2) + "\n"}
     for suffix, text in texts.items():
-        path = folder / f"{bench.entry.name}.peak{suffix}"
+        path = folder / f"{found['entry']}.peak{suffix}"
         try:
             with replacing(path) as file:
                 file.write(text.encode())

@@ -38,7 +38,11 @@ class Row:
     def spread(self, figure: str) -> Spread | None:
         """A figure's median, least and most over the rounds; None without rounds."""
         found = [figures[figure] for figures in self.rounds]
-        return Spread(statistics.median(found), min(found), max(found)) if found else None
+        if not found:
+            return None
+        median = statistics.median(found)
+        whole = isinstance(found[0], int)
+        return Spread(round(median) if whole else median, min(found), max(found))
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""

@@ -21,7 +21,7 @@ from mixflow.runtime.entries import describe, load_entries
 from mixflow.runtime.function import CompiledFunction
 from mixflow.runtime.measure import concrete, copied
 from mixflow.runtime.profile import peak_of
-from mixflow.runtime.side_by_side import die_first, forget_peak, peak_bytes
+from mixflow.runtime.side_by_side import die_first, die_with_parent, forget_peak, peak_bytes
 from mixflow.runtime.target import measured_target
 
 Which = Literal["before", "after"]
@@ -145,6 +145,7 @@ def _seconds(compiled: Any, args: tuple[Any, ...]) -> float:
 
 
 def _main() -> None:
+    die_with_parent()
     die_first()
     with redirect_stdout(sys.stderr):  # the model may print; the answer is all there is on stdout
         try:

@@ -27,7 +27,9 @@ def render(bench: Bench) -> Group:
     failed = [
         Text(f"{NAMES[which]}: {row.failed}") for which, row in bench.rows.items() if row.failed
     ]
-    return Group(table, Text(f"medians of {how.rounds} rounds of {how.runs} runs"), *failed)
+    return Group(
+        table, Text(f"medians over the rounds ({how.rounds}); runs in each: {how.runs}"), *failed
+    )
 
 
 def _cells(bench: Bench, which: Which) -> tuple[str, ...]:
@@ -64,10 +66,10 @@ def _peak(profile: dict[str, Any], which: Which) -> list[str]:
     title = f"{profile['entry']}, {NAMES[which]} (JAX {profile['jax']}, {profile['backend']})"
     if "failed" in found:
         return [f"{title}: {found['failed']}"]
-    temp, listed = found["temp_bytes"], found["listed_temp_bytes"]
+    temp, listed = format_bytes(found["temp_bytes"]), format_bytes(found["listed_temp_bytes"])
     return [
-        f"{title}: {format_bytes(found['peak_bytes'])} alive at the peak",
-        f"temporaries: {format_bytes(listed)} listed, of {format_bytes(temp)} that XLA reserves",
+        f"{title}: {format_bytes(found['peak_bytes'])} at the peak, {listed} of it temporaries",
+        f"(XLA reserves {temp} for temporaries)",
         "",
         *_aligned([("bytes", "kind", "shape", "operation", "source"), *_grouped(found["buffers"])]),
     ]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
-import resource
 import signal
 import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
 
 
 class ChildDied(Exception):
@@ -30,10 +32,8 @@ def in_process(module: str, job: str) -> dict[str, Any]:
     """
     command = [sys.executable, "-P", "-m", module, job]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode == -signal.SIGKILL:
-        raise ChildDied("killed: out of memory, most likely")
     if done.returncode < 0:
-        raise ChildDied(f"ended by {signal.Signals(-done.returncode).name}")
+        raise ChildDied(_ended_by(signal.Signals(-done.returncode)))
     if done.returncode > 0 or not done.stdout:
         raise ChildDied((done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1])
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -42,8 +42,15 @@ def in_process(module: str, job: str) -> dict[str, Any]:
     return answer
 
 
+def _ended_by(number: signal.Signals) -> str:
+    killed = number.name == "SIGKILL"
+    return "killed: out of memory, most likely" if killed else f"ended by {number.name}"
+
+
 def peak_bytes() -> int:
     """The most memory that this process has had resident, in bytes."""
+    import resource  # noqa: PLC0415 - not there on Windows, where the other commands work
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -55,6 +62,12 @@ def forget_peak() -> None:
     """
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
+
+
+def die_with_parent() -> None:
+    """Ask Linux to end this process where the one that waits for it is ended."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
 
 
 def die_first() -> None:

@@ -83,6 +83,7 @@ def test_a_sweep_has_ratios_and_pictures(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert json.loads((tmp_path / "reference.json").read_text()) == report
     assert {path.name for path in tmp_path.iterdir()} == {
         "reference.json",
+        "reference.md",
         "run_s.png",
         "temp_bytes.png",
     }

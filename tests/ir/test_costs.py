@@ -178,7 +178,7 @@ def test_the_cost_of_an_optimised_meta_gradient_is_known():
     assert plain < known(program_cost(optimised)) < 2 * plain
 
 
-def test_a_derivative_over_a_mesh_s_axis_has_an_unknown_cost():
+def test_the_cost_of_a_derivative_over_a_mesh_s_axis_is_known():
     mesh = Mesh(np.array(jax.devices()[:1]), ("d",))
     spec = PartitionSpec("d")
 
@@ -187,7 +187,7 @@ def test_a_derivative_over_a_mesh_s_axis_has_an_unknown_cost():
 
     f = jax.shard_map(body, mesh=mesh, in_specs=spec, out_specs=spec)
     found = program_cost(captures(f, A).jaxpr)
-    assert found.flops is None
+    assert known(found) >= 2 * A.size
     assert found.eqns > 1
 
 
