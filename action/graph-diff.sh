@@ -101,7 +101,7 @@ comment_on_pull_request() {
   [[ $MIXFLOW_COMMENT == true && -n $MIXFLOW_PULL_REQUEST ]] || return 0
   export MARK="<!-- mixflow graph diff: ${snapshots[*]} -->"
   printf '%s\n\n' "$MARK" | cat - "$work/report.md" >"$work/comment.md"
-  (($(wc -c <"$work/comment.md") <= LONGEST_COMMENT)) || true
+  (($(wc -c <"$work/comment.md") <= LONGEST_COMMENT)) || shorten
   post || echo "::warning::graph-diff: could not comment on #$MIXFLOW_PULL_REQUEST"
 }
 

@@ -114,8 +114,9 @@ class SegmentLoss(ModulePass):
         Segmenter(line).wrap(schedule)
         runs = sum(isinstance(part, list) for part in schedule)
         if runs:
-            words = "1 segment is" if runs == 1 else f"{runs} segments are"
-            rewrote(target.op, self.name, f"{words} run again from what they are given", at)
+            which = "1 segment is" if runs == 1 else f"{runs} segments are"
+            given = "it is" if runs == 1 else "they are"
+            rewrote(target.op, self.name, f"{which} run again from what {given} given", at)
 
     def _checkpoint_layers(self, op: ScanOp, order: int, activity: Activity) -> None:
         """The body of a loop over layers keeps its inputs, and is cut like any other block."""
