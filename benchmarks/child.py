@@ -6,14 +6,11 @@ It prints one line of JSON and exits; whoever started it reads that, or how it d
 from __future__ import annotations
 
 import json
-import resource
 import statistics
 import sys
 import time
 import traceback
-from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,6 +18,7 @@ import numpy as np
 
 from benchmarks.programs import make
 from benchmarks.reference import Size
+from mixflow.runtime.side_by_side import die_first, forget_peak, peak_bytes
 
 
 @dataclass(frozen=True)
@@ -69,10 +67,10 @@ def measure(job: Job) -> dict[str, Any]:
 
 def _run(job: Job, compiled: Any, args: tuple[Any, ...]) -> dict[str, Any]:
     args = jax.block_until_ready(jax.device_put(args))
-    _forget_peak()
-    before = _peak_bytes()
+    forget_peak()
+    before = peak_bytes()
     result = jax.block_until_ready(compiled(*args))
-    resident = _peak_bytes() - before
+    resident = peak_bytes() - before
     if job.results is not None:
         np.savez(job.results, *map(np.asarray, jax.tree.leaves(result)))
     del result
@@ -86,29 +84,8 @@ def _seconds(compiled: Any, args: tuple[Any, ...]) -> float:
     return time.perf_counter() - start
 
 
-def _peak_bytes() -> int:
-    """The most memory that this process has had resident, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _forget_peak() -> None:
-    """Set the mark back to what is resident now, where the system can (Linux).
-
-    Elsewhere the compiler's own peak stays in it, and the growth that is read is a lower bound.
-    """
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def _die_first() -> None:
-    """Where memory runs out, ask Linux to end this process and not the one that waits for it."""
-    with suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000")
-
-
 def _main() -> None:
-    _die_first()
+    die_first()
     try:
         print(json.dumps(measure(Job.from_json(sys.argv[1]))))
     except Exception as error:

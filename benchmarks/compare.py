@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import signal
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -19,6 +15,7 @@ import numpy as np
 from benchmarks.child import Job
 from benchmarks.programs import UNIT
 from benchmarks.reference import Size
+from mixflow.runtime.side_by_side import ChildDied, in_process
 
 Figures = dict[str, Any]
 Row = dict[str, Any]
@@ -101,25 +98,13 @@ def _measure(
         try:
             job = Job(name, size, how.task, how.dtype, how.runs, results)
             samples[name].append(_in_process(job))
-        except _ChildDied as death:
+        except ChildDied as death:
             failed[name] = str(death)
     return samples, failed
 
 
-class _ChildDied(Exception):
-    """Why there are no figures."""
-
-
 def _in_process(job: Job) -> Figures:
-    command = [sys.executable, "-m", "benchmarks.child", job.to_json()]
-    done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)
-    if done.returncode == -signal.SIGKILL:
-        raise _ChildDied("killed: out of memory, most likely")
-    if done.returncode < 0:
-        raise _ChildDied(f"ended by {signal.Signals(-done.returncode).name}")
-    if done.returncode > 0:
-        raise _ChildDied((done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1])
-    return json.loads(done.stdout.splitlines()[-1])
+    return in_process("benchmarks.child", job.to_json(), _ROOT)
 
 
 def _medians(samples: list[Figures], unit: list[Figures], steps: int) -> Figures:

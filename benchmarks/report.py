@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.compare import Comparison, compare
-from benchmarks.files import write_whole
 from benchmarks.machine import machine, versions
 from benchmarks.ratios import ratios
 from benchmarks.reference import Size
 from benchmarks.tables import page
+from mixflow.runtime.artifact_files import replacing
 
 
 def reports(
@@ -54,7 +54,13 @@ def write(report: dict[str, Any], folder: Path) -> None:
     """Write `reference.json`, `reference.md` and the pictures to a folder, each file whole."""
     from benchmarks.plots import plots  # noqa: PLC0415  # matplotlib is needed for nothing else
 
-    write_whole(folder / "reference.json", (json.dumps(report, indent=2) + "\n").encode())
-    write_whole(folder / "reference.md", page(report).encode())
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / "reference.json", (json.dumps(report, indent=2) + "\n").encode())
+    _write(folder / "reference.md", page(report).encode())
     for name, png in plots(report["rows"]).items():
-        write_whole(folder / name, png)
+        _write(folder / name, png)
+
+
+def _write(path: Path, content: bytes) -> None:
+    with replacing(path) as file:
+        file.write(content)

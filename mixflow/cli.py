@@ -24,7 +24,7 @@ from mixflow.report.report import Report
 from mixflow.report.text import render
 from mixflow.runtime.artifact_export import export_program, parse_platforms
 from mixflow.runtime.budget import parse_budget
-from mixflow.runtime.entries import describe, load_entries
+from mixflow.runtime.entries import describe, load_entries, require_distinct
 from mixflow.runtime.function import CompiledFunction
 
 _FAILED, _WRONG_INPUT = 1, 2
@@ -70,7 +70,7 @@ def optimize(
     reports: list[Report] = []
     entries = [found.with_options(**changed) for found in load_entries(model)]
     if out is not None:
-        _check_names(entries)
+        require_distinct([entry.__name__ for entry in entries], "--out", "folder")
     for entry in entries:
         with progress(f"{entry.__name__}: compiling"):
             reports.append(entry.report(run=also["measure"], verify=also["verify"]))
@@ -80,16 +80,6 @@ def optimize(
             _print_report(reports[-1])
     if style == "json":
         click.echo(json.dumps([report.to_dict() for report in reports], indent=2))
-
-
-def _check_names(entries: list[CompiledFunction]) -> None:
-    names = [entry.__name__ for entry in entries]
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise InputError(
-            f"two entries' functions are named {twice[0]!r}, and --out needs a folder for each: "
-            "rename one, or choose one as MODEL.py:NAME"
-        )
 
 
 def _write(report: Report, entry: CompiledFunction, out: Path, platforms: tuple[str, ...]) -> None:

@@ -16,6 +16,7 @@ from mixflow.runtime.artifact_files import replacing
 from mixflow.runtime.bench import Bench, Entry, How, bench_entry, find_entries, profile_entry
 from mixflow.runtime.bench_text import render, render_peaks
 from mixflow.runtime.budget import parse_budget
+from mixflow.runtime.entries import require_distinct
 
 _FAILED = 1
 
@@ -64,13 +65,7 @@ def bench(
 
 def _check(folder: Path, entries: list[Entry]) -> None:
     """Find out before the work whether the profiles have a place to go."""
-    names = [entry.name for entry in entries]
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise InputError(
-            f"two entries' functions are named {twice[0]!r}, and --profile needs a file for each: "
-            "rename one, or choose one as MODEL.py:NAME"
-        )
+    require_distinct([entry.name for entry in entries], "--profile", "file")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

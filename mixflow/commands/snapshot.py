@@ -12,7 +12,7 @@ from mixflow.commands.progress import progress
 from mixflow.errors import InputError
 from mixflow.report.snapshot import Snapshot, describe_entry, to_text, with_entries
 from mixflow.runtime.budget import parse_budget
-from mixflow.runtime.entries import load_entries
+from mixflow.runtime.entries import load_entries, repeated_name
 
 
 @click.command()
@@ -51,8 +51,7 @@ def snapshot_of(model: str, *, memory_budget: str | None = None, measure: bool =
     """
     changed = {} if memory_budget is None else {"memory_budget": parse_budget(memory_budget)}
     entries = [found.with_options(**changed) for found in load_entries(model)]
-    names = [entry.__name__ for entry in entries]
-    twice = next((name for name in names if names.count(name) > 1), None)
+    twice = repeated_name([entry.__name__ for entry in entries])
     if twice is not None:
         raise InputError(f"{model} has two entries called {twice!r}: give each a name of its own")
     described: dict[str, Any] = {}

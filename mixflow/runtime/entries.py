@@ -6,6 +6,7 @@ import importlib.util
 import sys
 import sysconfig
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -34,6 +35,30 @@ def load_entries(spec: str) -> list[CompiledFunction]:
                 f"decorated with @{entry}.example_args"
             )
     return [function for _, function in chosen]
+
+
+def repeated_name(names: Sequence[str]) -> str | None:
+    """The first name that stands among some twice; what is kept by name would be lost."""
+    return next((name for name in names if names.count(name) > 1), None)
+
+
+def require_distinct(names: Sequence[str], option: str, place: str) -> None:
+    """See that entries can be written by name.
+
+    Arguments:
+        names: the entries'.
+        option: the command's, that asks for files.
+        place: what it needs for each entry.
+
+    Raises:
+        InputError: two entries have one name.
+    """
+    twice = repeated_name(names)
+    if twice is not None:
+        raise InputError(
+            f"two entries' functions are named {twice!r}, and {option} needs a {place} for each: "
+            "rename one, or choose one as MODEL.py:NAME"
+        )
 
 
 def _split(spec: str) -> tuple[Path, str | None]:

@@ -18,20 +18,23 @@ class ChildDied(Exception):
     """Why a process has no figures to give."""
 
 
-def in_process(module: str, job: str) -> dict[str, Any]:
+def in_process(module: str, job: str, folder: Path | None = None) -> dict[str, Any]:
     """Run a module with one argument, and read the JSON that it prints last.
 
     An interrupt ends the process as well.
 
     Arguments:
-        module: what `python -m` runs; it is not looked for in the current directory.
+        module: what `python -m` runs.
         job: its argument.
+        folder: where to run, and to look for the module first; else it is not looked for in the
+            current directory.
 
     Raises:
         ChildDied: the process was ended, failed, or answered with `failed`.
     """
-    command = [sys.executable, "-P", "-m", module, job]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    isolated = ["-P"] if folder is None else []
+    command = [sys.executable, *isolated, "-m", module, job]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode < 0:
         raise ChildDied(_ended_by(signal.Signals(-done.returncode)))
     if done.returncode > 0 or not done.stdout:

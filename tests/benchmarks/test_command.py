@@ -32,7 +32,7 @@ def stand_in(job: Job) -> dict[str, Any]:
     """What a process would report: an expert that takes 100 bytes and 4 s, mixflow half of it."""
     scale = {"mixflow": 0.5, UNIT: 0.25}.get(job.program, 1.0)
     if job.program == "plain":
-        raise compare._ChildDied("killed")
+        raise compare.ChildDied("killed")
     figures = {"temp_bytes": round(100 * scale), "compile_s": 1.0}
     return figures | ({"run_s": 4 * scale, "resident_bytes": 200} if job.runs else {})
 
