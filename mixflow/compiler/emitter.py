@@ -165,8 +165,11 @@ def _checkpoint(op: jx.CheckpointOp) -> JaxprEqn:
     """
     names = op.saved.data.split(",") if op.saved else []
     policy = checkpoint_policies.save_only_these_names(*names) if names else None
-    wrapped = jax.checkpoint(lambda x: x, policy=policy, prevent_cse=op.inline is not None)
-    (eqn,) = jax.make_jaxpr(wrapped)(0.0).jaxpr.eqns
+    barriers = op.inline is not None
+    if op.barriers is not None:
+        barriers = tuple(map(bool, op.barriers.get_values()))
+    wrapped = jax.checkpoint(lambda *xs: xs, policy=policy, prevent_cse=barriers)
+    (eqn,) = jax.make_jaxpr(wrapped)(*[0.0] * len(op.operands)).jaxpr.eqns
     closed = _emit_region(op.body, None)
     effects = set(closed.effects)
     return eqn.replace(params={**eqn.params, "jaxpr": closed.jaxpr}, effects=effects)

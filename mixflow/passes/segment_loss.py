@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from xdsl.context import Context
-from xdsl.dialects.builtin import ModuleOp, StringAttr, UnitAttr
+from xdsl.dialects.builtin import I1, DenseArrayBase, ModuleOp, StringAttr, UnitAttr, i1
 from xdsl.dialects.func import FuncOp
 from xdsl.ir import Block, Operation, Region, SSAValue
 from xdsl.passes import ModulePass
@@ -19,6 +20,8 @@ from mixflow.compiler.dialects.jaxpr import (
     CheckpointOp,
     ConstantOp,
     JitOp,
+    LeafOp,
+    LiteralOp,
     ReadableOp,
     ScanOp,
     YieldOp,
@@ -111,7 +114,7 @@ class SegmentLoss(ModulePass):
                 self._checkpoint_layers(op, target.order, activity)
         line = line_of(target.block, activity.values, order=target.order)
         schedule = find_schedule(line.chain, self.slack, self.rerun)
-        Segmenter(line).wrap(schedule)
+        Segmenter(line, activity.values).wrap(schedule)
         runs = sum(isinstance(part, list) for part in schedule)
         if runs:
             which = "1 segment is" if runs == 1 else f"{runs} segments are"
@@ -131,8 +134,10 @@ class SegmentLoss(ModulePass):
 class Segmenter:
     """Puts the runs of one block's units into checkpoints."""
 
-    def __init__(self, line: Line) -> None:
+    def __init__(self, line: Line, active: AbstractSet[SSAValue]) -> None:
         self._line = line
+        self._active = active
+        self._born = {value for unit in line.units for op in unit for value in _unpinned(op)}
 
     def wrap(self, schedule: Schedule) -> list[Operation]:
         """The operations of a schedule's units, its nested runs each in a checkpoint."""
@@ -157,7 +162,9 @@ class Segmenter:
         body.block.add_op(YieldOp.create(operands=results))
         checkpoint = CheckpointOp(body.inputs, Region(body.block), [one.type for one in results])
         checkpoint.inline = UnitAttr()
+        checkpoint.barriers = self._barriers(body)
         checkpoint.made_by = StringAttr(SegmentLoss.name)
+        self._born.update(checkpoint.results)
         block.insert_op_before(checkpoint, successor)
         yielded = body.block.last_op
         for old, new in zip(results, checkpoint.results, strict=True):
@@ -165,6 +172,45 @@ class Segmenter:
                 new, lambda use: use.operation not in members and use.operation is not yielded
             )
         return checkpoint
+
+    def _barriers(self, body: _Body) -> DenseArrayBase[I1]:
+        """Which inputs the second run has to wait for; without any, XLA would merge the runs.
+
+        Not for parameters: they are there all the time. So what it takes to read them, such as
+        gathering them from other devices, is done once for both runs.
+        """
+        given = zip(body.inputs, body.block.args, strict=True)
+        there = {arg for value, arg in given if value in self._active and value not in self._born}
+        waiting = read_alone(body.block, there)
+        if len(there) == len(body.inputs):
+            waiting = there
+        barriers = [arg not in there or arg in waiting for arg in body.block.args]
+        return DenseArrayBase.from_list(i1, barriers)
+
+
+_LAYOUT = frozenset({"broadcast_in_dim", "convert_element_type", "reshape", "squeeze", "transpose"})
+"""Primitives whose result XLA may share between two runs: it is no more than another layout."""
+
+
+def read_alone(block: Block, args: AbstractSet[SSAValue]) -> set[SSAValue]:
+    """Those of a block's arguments from which alone something is computed, not just laid out."""
+    sources: dict[SSAValue, set[SSAValue]] = {arg: {arg} for arg in args}
+    found = set[SSAValue]()
+    for op in block.ops:
+        reads = [value for value in op.operands if not isinstance(value.owner, LiteralOp)]
+        if isinstance(op, YieldOp) or not reads or not sources.keys() >= set(reads):
+            continue
+        behind = set[SSAValue]().union(*(sources[value] for value in reads))
+        if isinstance(op, LeafOp) and op.info.primitive.name in _LAYOUT:
+            sources.update(dict.fromkeys(op.results, behind))
+        else:
+            found |= behind
+    return found
+
+
+def _unpinned(op: Operation) -> Sequence[SSAValue]:
+    """What an operation makes, if it can be run again."""
+    return () if is_pinned(op) else op.results
 
 
 class _Body:

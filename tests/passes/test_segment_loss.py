@@ -18,6 +18,7 @@ from support import assert_close
 
 import mixflow
 from mixflow.compiler.analysis.costs import program_cost
+from mixflow.compiler.dialects.jaxpr import CheckpointOp
 
 NAME = "segment-loss"
 BEFORE = "canonicalize,cse,fuse-value-and-pullback,canonicalize,forward-over-reverse"
@@ -129,6 +130,41 @@ def test_what_is_cheap_and_inactive_is_copied_into_each_segment():
     args = [jnp.eye(32)] * 4, jnp.ones((32, 32))
     text = ir(NAME, jax.grad(loss), *args)
     assert "iota" in text.split("jaxpr.checkpoint inline")[1]
+
+
+def barriers_of(layer):
+    """The barriers of a loss's segments: those of parameters, and those of all else."""
+
+    def loss(theta, x):
+        for one in theta:
+            x = jnp.sin(jnp.tanh(layer(one, x)) ** 2) @ one["outward"]
+        return jnp.sum(x)
+
+    shapes = {"inward": (4, 16), "outward": (16, 4), "left": (4, 1), "right": (1, 16)}
+    theta = [{name: jnp.ones(shape) for name, shape in shapes.items()}] * 6
+    f = mixflow.compile(jax.grad(loss), passes=f"{BEFORE},{NAME}")
+    found = {True: [], False: []}
+    module = f.optimised(theta, jnp.ones((64, 4))).module
+    assert module is not None
+    for op in module.walk():
+        if isinstance(op, CheckpointOp) and op.barriers is not None:
+            for value, barrier in zip(op.inputs, op.barriers.get_values(), strict=True):
+                found[value.type.data.shape[0] != 64].append(bool(barrier))
+    return found[True], found[False]
+
+
+def test_the_second_run_does_not_wait_for_parameters():
+    """So XLA may gather parameters that are sharded once for both runs."""
+    parameters, others = barriers_of(lambda one, x: x @ one["inward"])
+    assert parameters
+    assert not any(parameters)
+    assert all(others)
+
+
+def test_the_second_run_waits_for_what_something_is_computed_from_alone():
+    """XLA would keep the product of two parameters from the first run to the second."""
+    parameters, _ = barriers_of(lambda one, x: x @ (one["left"] @ one["right"]))
+    assert any(parameters)
 
 
 def test_idempotent():

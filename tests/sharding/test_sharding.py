@@ -106,10 +106,10 @@ def test_the_devices_communicate_no_more(on_eight_devices, case):
 
 
 @pytest.mark.parametrize("case", PARAMETERS)
-def test_sharded_parameters_are_gathered_again_for_a_second_run_only(on_eight_devices, case):
-    """A layer that is run again gathers its parameters again, and nothing else is moved."""
+def test_sharded_parameters_are_not_gathered_again_for_a_second_run(on_eight_devices, case):
+    """Only its tangent is: barriers hold that back."""
     before, after = (on_eight_devices[case][side]["collectives"] for side in ("before", "after"))
-    assert after["all-gather"] <= 2 * before["all-gather"], (before, after)
+    assert after["all-gather"] <= 1.25 * before["all-gather"], (before, after)
     assert after["all-reduce"] <= before["all-reduce"]
     assert after.keys() <= before.keys()
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
-from xdsl.dialects.builtin import StringAttr, UnitAttr
+from xdsl.dialects.builtin import DenseArrayBase, StringAttr, UnitAttr, i1
 from xdsl.ir import Dialect, Operation, Region, SSAValue
 from xdsl.irdl import (
     IRDLOperation,
@@ -191,7 +191,8 @@ class CheckpointOp(ReadableOp):
     """`jax.checkpoint`: the user's (with its equation), or one that a pass has made.
 
     A pass gives its own name, and those of the values that are saved; all else is recomputed. One
-    that stands `inline`, with its recomputation in the same straight line, needs barriers.
+    that stands `inline`, with its recomputation in the same straight line, needs barriers: for all
+    of its inputs, or for those that `barriers` says.
     """
 
     name = "jaxpr.checkpoint"
@@ -202,6 +203,7 @@ class CheckpointOp(ReadableOp):
     saved = opt_prop_def(StringAttr)
     made_by = opt_prop_def(StringAttr)
     inline = opt_prop_def(UnitAttr)
+    barriers = opt_prop_def(DenseArrayBase.constr(i1))
     traits = traits_def(EquationEffects(), IsolatedFromAbove())
 
     def __init__(self, inputs: Sequence[SSAValue], body: Region, types: Sequence[Any]) -> None:
