@@ -13,13 +13,15 @@ import click
 
 from benchmarks.budgets import budgets
 from benchmarks.compare import Comparison
-from benchmarks.estimates import estimates
+from benchmarks.estimates import complaints, estimates, examples, reference_programs
 from benchmarks.machine import versions
 from benchmarks.overhead import overhead
 from benchmarks.programs import COMPARED, NAMES, is_program
 from benchmarks.reference import TASKS, Size
 from benchmarks.report import can_plot, reports, write
 from benchmarks.sizes import sizes
+from benchmarks.tables import budgets_page, estimates_page
+from mixflow.runtime.artifact_files import replacing
 
 
 @click.group(context_settings={"show_default": True})
@@ -96,24 +98,59 @@ def reference_command(**options: Any) -> None:
     click.echo(json.dumps(report, indent=2))
 
 
+_page_option = click.option(
+    "--out",
+    "page",
+    metavar="PAGE.md",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Also write the figures as a table to this file.",
+)
+
+
 @main.command("budgets")
 @_over_sizes
-def budgets_command(task: str, sweep: bool, **given: int | None) -> None:
+@_page_option
+def budgets_command(task: str, sweep: bool, page: Path | None, **given: int | None) -> None:
     """Budgets between the extremes and below the least; exit code 1 if one is not honoured."""
     rows: list[dict[str, Any]] = []
     for row in budgets(sizes(_given(given), sweep=sweep), task):
         _say(f"{row['size']}: within" if row["within"] else f"{row['size']}: over")
         rows.append(row)
-    click.echo(json.dumps({"versions": versions(), "rows": rows}, indent=2))
+    report = {"versions": versions(), "task": task, "rows": rows}
+    _finish(report, budgets_page(report), page)
     sys.exit(not all(row["within"] and row["refused"] for row in rows))
 
 
 @main.command("estimates")
 @_over_sizes
-def estimates_command(task: str, sweep: bool, **given: int | None) -> None:
-    """The planner's estimate of the peak of temporaries beside XLA's figure."""
-    rows = list(estimates(sizes(_given(given), sweep=sweep), task))
-    click.echo(json.dumps({"versions": versions(), "rows": rows}, indent=2))
+@click.option(
+    "--examples",
+    "folder",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="The models in this folder, in place of the reference program.",
+)
+@_page_option
+def estimates_command(
+    task: str, sweep: bool, folder: Path | None, page: Path | None, **given: int | None
+) -> None:
+    """The planner's estimate of the peak beside XLA's figure; exit code 1 if one is far off."""
+    points = sizes(_given(given), sweep=sweep)
+    subjects = examples(folder) if folder else reference_programs(points, task)
+    rows: list[dict[str, Any]] = []
+    for row in estimates(subjects):
+        _say(f"{row['program']}: {row['plan']}: {row['ratio']:.2f}")
+        rows.append(row)
+    report = {"versions": versions(), "rows": rows, "complaints": complaints(rows)}
+    _finish(report, estimates_page(report), page)
+    sys.exit(bool(report["complaints"]))
+
+
+def _finish(report: dict[str, Any], page: str, path: Path | None) -> None:
+    """Print a report as JSON, and write its page where one was asked for."""
+    if path is not None:
+        with replacing(path) as file:
+            file.write(page.encode())
+    click.echo(json.dumps(report, indent=2))
 
 
 def _given(options: dict[str, Any]) -> dict[str, int]:

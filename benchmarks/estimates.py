@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import combinations, groupby
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,7 +14,10 @@ import mixflow
 from benchmarks.reference import Size, arguments, meta_loss
 from mixflow.compiler.analysis.liveness import peak_memory
 from mixflow.report.report import CHECKPOINTED_STEP
+from mixflow.runtime.entries import load_entries
 from mixflow.runtime.measure import measure
+
+Row = dict[str, Any]
 
 _BEFORE = "canonicalize,cse,fuse-value-and-pullback,canonicalize"
 _AFTER = "forward-over-reverse,checkpoint-inner-loop,save-inner-gradients"
@@ -20,26 +25,76 @@ PLANS = {
     "plain JAX": "",
     "plain JAX, checkpointed step": CHECKPOINTED_STEP,
     "forward over reverse": f"{_BEFORE},forward-over-reverse",
-    "and a checkpointed step that saves gradients": f"{_BEFORE},{_AFTER}",
+    "and a checkpointed step": f"{_BEFORE},forward-over-reverse,checkpoint-inner-loop",
+    "and saved gradients": f"{_BEFORE},{_AFTER}",
     "and segments": f"{_BEFORE},{_AFTER},segment-loss",
     "and the first step peeled": f"{_BEFORE},peel-inactive-step,{_AFTER},segment-loss",
 }
 
+FARTHEST = 0.25
+"""An estimate is to be within this share of XLA's figure."""
+APART = 1.1
+"""Plans whose figures by XLA are this far from each other are to be ranked alike."""
 
-def estimates(sizes: list[Size], task: str) -> Iterator[dict[str, Any]]:
-    """For each size and each of `PLANS`: estimate and truth in bytes, and their ratio."""
+
+@dataclass(frozen=True)
+class Subject:
+    """A program to estimate: a loss whose value_and_grad is taken in the first argument."""
+
+    name: str
+    loss: Callable[..., Any]
+    args: tuple[Any, ...]
+
+
+def reference_programs(sizes: list[Size], task: str) -> Iterator[Subject]:
+    """The reference program at some sizes."""
     for size in sizes:
-        loss = jax.value_and_grad(meta_loss(size, task))
-        args = arguments(size, task)
+        words = f"{size.steps} steps, {size.layers} layers, {size.tokens} tokens"
+        name = f"reference, {task.replace('_', ' ')}, {words}"
+        yield Subject(name, meta_loss(size, task), arguments(size, task))
+
+
+def examples(folder: Path) -> Iterator[Subject]:
+    """The entries of the models in a folder, by name."""
+    for path in sorted(folder.glob("*.py")):
+        for entry in load_entries(str(path)):
+            yield Subject(f"{path.stem}.{entry.__name__}", entry.fun, entry.examples or ())
+
+
+def estimates(subjects: Iterator[Subject]) -> Iterator[Row]:
+    """For each program and each of `PLANS`: estimate and truth in bytes, and their ratio."""
+    for subject in subjects:
+        loss = jax.value_and_grad(subject.loss)
         for name, passes in PLANS.items():
             jax.clear_caches()
             compiled = mixflow.compile(loss, passes=passes)
-            estimate = peak_memory(compiled.optimised(*args).jaxpr).bytes
-            truth = measure(compiled, args, {}, run=False).measurement.temp_bytes
+            estimate = peak_memory(compiled.optimised(*subject.args).jaxpr).bytes
+            truth = measure(compiled, subject.args, {}, run=False).measurement.temp_bytes
             yield {
-                "size": asdict(size),
+                "program": subject.name,
                 "plan": name,
                 "estimated_bytes": estimate,
                 "temp_bytes": truth,
                 "ratio": estimate / truth,
             }
+
+
+def complaints(rows: list[Row]) -> list[str]:
+    """Estimates that are too far off, and pairs of a program's plans that they rank wrongly."""
+    far = [
+        f"{row['program']}: {row['plan']}: {row['ratio']:.2f} of XLA's figure"
+        for row in rows
+        if abs(row["ratio"] - 1) > FARTHEST
+    ]
+    return far + [
+        f"{name}: {one['plan']} / {other['plan']} are ranked the wrong way round"
+        for name, group in groupby(rows, lambda row: row["program"])
+        for one, other in combinations(group, 2)
+        if _is_misranked(one, other)
+    ]
+
+
+def _is_misranked(one: Row, other: Row) -> bool:
+    less, more = sorted((one, other), key=lambda row: row["temp_bytes"])
+    is_apart = more["temp_bytes"] > APART * less["temp_bytes"]
+    return is_apart and more["estimated_bytes"] <= less["estimated_bytes"]

@@ -56,8 +56,9 @@ def write(report: dict[str, Any], folder: Path) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / "reference.json", (json.dumps(report, indent=2) + "\n").encode())
-    _write(folder / "reference.md", page(report).encode())
-    for name, png in plots(report["rows"]).items():
+    pictures = plots(report["rows"])
+    _write(folder / "reference.md", page(report, pictures).encode())
+    for name, png in pictures.items():
         _write(folder / name, png)
 
 

@@ -1,4 +1,4 @@
-"""A comparison as a page of Markdown: what was measured, with what, and the ratios."""
+"""Figures as pages of Markdown: what was measured, with what, and the ratios."""
 
 from __future__ import annotations
 
@@ -22,15 +22,17 @@ _RATIOS = {
 }
 
 
-def page(report: dict[str, Any]) -> str:
+def page(report: dict[str, Any], pictures: Iterable[str] = ()) -> str:
     """The whole page. Figures are medians over the rounds; each round is in the JSON beside it.
 
     Arguments:
         report: as `benchmarks.report.reports` yields it.
+        pictures: the names of those beside it.
     """
     parts = [_heading(report), table(report["rows"])]
     if report["ratios"]:
         parts.append(_ratios(report["ratios"]))
+    parts += [f"![{name.removesuffix('.png')}]({name})" for name in pictures]
     return "\n\n".join(parts) + "\n"
 
 
@@ -86,3 +88,62 @@ def _ratios(ratios: dict[str, Any]) -> str:
             at = ", ".join(f"{one['at'][axis]} {axis}" for axis in ("steps", "layers", "tokens"))
             lines.append([words, f"{one['median']:.3f}", f"{one['worst']:.3f}", at])
     return "\n".join(map(_line, lines))
+
+
+# --- estimates and budgets -----------------------------------------------------------------------
+
+
+def estimates_page(report: dict[str, Any]) -> str:
+    """XLA's figure and the estimate for each program and plan; what is wrong with them, if any."""
+    heads = ["program", "plan", "XLA (MB)", "estimate (MB)", "ratio"]
+    rows = [
+        [
+            row["program"],
+            row["plan"],
+            _megabytes(row["temp_bytes"]),
+            _megabytes(row["estimated_bytes"]),
+            f"{row['ratio']:.2f}",
+        ]
+        for row in report["rows"]
+    ]
+    return _titled("Estimates of temporaries", report, heads, rows, report["complaints"])
+
+
+def budgets_page(report: dict[str, Any]) -> str:
+    """What each program needs without a budget and for one; what one that is too small gives."""
+    heads = ["steps", "layers", "tokens", "default (MB)", "checkpointed step (MB)", "budget (MB)"]
+    heads += ["needed (MB)", "a quarter of the default"]
+    names = ("default_bytes", "step_bytes", "budget_bytes", "needed_bytes")
+    rows = [
+        [
+            *(str(row["size"][axis]) for axis in ("steps", "layers", "tokens")),
+            *(_megabytes(row[name]) for name in names),
+            "is refused" if row["refused"] else "is not refused",
+        ]
+        for row in report["rows"]
+    ]
+    over = [f"{row['size']}: over its budget" for row in report["rows"] if not row["within"]]
+    title = f"Budgets on the reference program: {report['task'].replace('_', ' ')}"
+    return _titled(title, report, heads, rows, over)
+
+
+def _titled(
+    title: str,
+    report: dict[str, Any],
+    heads: list[str],
+    rows: list[list[str]],
+    complaints: list[str],
+) -> str:
+    versions = report["versions"]
+    line = f"JAX {versions['jax']}, Python {versions['python']}, mixflow {versions['mixflow']}."
+    aligned = ["---:" if _is_number(cell) else "---" for cell in (rows or [heads])[0]]
+    parts = [f"# {title}", line, "\n".join(map(_line, [heads, aligned, *rows]))]
+    return "\n\n".join([*parts, *(f"- {one}" for one in complaints)]) + "\n"
+
+
+def _is_number(cell: str) -> bool:
+    return cell.replace(".", "", 1).isdecimal()
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.4g}" if count < 1e9 else f"{count / 1e6:.0f}"

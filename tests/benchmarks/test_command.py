@@ -140,9 +140,44 @@ def test_budgets(monkeypatch: pytest.MonkeyPatch, needed: int, code: int) -> Non
     assert result.exit_code == code
 
 
-def test_estimates(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_estimates(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(estimates, "PLANS", {"plain JAX": ""})
-    result = CliRunner().invoke(main, ["estimates", "--steps=1", "--layers=1", "--tokens=8"])
+    page = tmp_path / "estimates.md"
+    options = ["--steps=1", "--layers=1", "--tokens=8", f"--out={page}"]
+    result = CliRunner().invoke(main, ["estimates", *options])
     (row,) = json.loads(result.stdout)["rows"]
     assert row["estimated_bytes"] == pytest.approx(row["ratio"] * row["temp_bytes"])
     assert 0.5 < row["ratio"] < 2.0
+    assert f"| {row['ratio']:.2f} |" in page.read_text()
+
+
+def an_estimate(plan: str, truth: int, estimate: int) -> dict[str, Any]:
+    figures = {"temp_bytes": truth, "estimated_bytes": estimate, "ratio": estimate / truth}
+    return {"program": "p", "plan": plan, **figures}
+
+
+@pytest.mark.parametrize(
+    ("estimate", "complaint"),
+    [
+        (110, None),
+        (126, "b: 1.26 of XLA's figure"),
+        (94, "a / b are ranked the wrong way round"),
+    ],
+)
+def test_an_estimate_that_is_far_off_or_misleads(estimate: int, complaint: str | None) -> None:
+    rows = [an_estimate("a", 88, 95), an_estimate("b", 100, estimate)]
+    found = estimates.complaints(rows)
+    assert found == ([] if complaint is None else [f"p: {complaint}"])
+
+
+def test_plans_that_are_near_each_other_need_not_be_ranked() -> None:
+    assert not estimates.complaints([an_estimate("a", 100, 101), an_estimate("b", 109, 100)])
+
+
+def test_the_examples_can_be_estimated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(estimates, "PLANS", {"plain JAX": ""})
+    lines = ["import jax, mixflow", "@mixflow.compile", "def f(x): return (x ** 2).sum()"]
+    lines += ["@f.example_args", "def _(): return (jax.numpy.ones(8),)"]
+    (tmp_path / "model.py").write_text("\n".join(lines))
+    (subject,) = estimates.examples(tmp_path)
+    assert (subject.name, subject.args[0].shape) == ("model.f", (8,))
