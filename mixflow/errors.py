@@ -2,7 +2,7 @@
 
 
 class MixflowError(Exception):
-    """The common base."""
+    """The common base of what mixflow raises on its own account."""
 
 
 class InputError(MixflowError):
@@ -10,8 +10,11 @@ class InputError(MixflowError):
 
 
 class VerificationError(MixflowError):
-    """`verify=True` found a difference between the original and the optimised program."""
+    """`verify=True` found a difference between the original and the optimised program.
+
+    The message has the relative error, the dtype, and what is allowed (`docs/how-it-works.md`).
+    """
 
 
 class BudgetError(MixflowError):
-    """The program does not fit the memory budget."""
+    """No plan is within the memory budget; the message names the least that was found, in bytes."""

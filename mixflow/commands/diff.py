@@ -54,18 +54,20 @@ _RENDERERS: dict[str, Callable[[SnapshotDiff], str]] = {
     metavar="[ENTRY:]PASS",
     help="Fail if an entry of NEW has no rewrite by this pass.",
 )
+@click.option("--exit-code", "strict", is_flag=True, help="Exit with 1 if anything differs.")
 def diff(
     snapshots: tuple[str, ...],
     before_after: str | None,
     style: str,
     out: Path | None,
     require: tuple[str, ...],
+    strict: bool,
     **most: str | None,
 ) -> int:
     """Say what changed from the snapshot OLD to NEW: where in the source, and what it costs.
 
-    OLD and NEW are files, or git revisions of a file, such as main:graph.json. The exit code is 1
-    if a check fails.
+    OLD and NEW are files, or git revisions of a file, such as main:graph.json, or :graph.json for
+    what git's index has. The exit code is 1 if a check fails.
     """
     checked_out(out)
     thresholds, requirements = _thresholds(most), [parse_requirement(one) for one in require]
@@ -75,7 +77,7 @@ def diff(
     _show(found, style, out)
     for one in found.failures:
         click.echo(f"mixflowc: failed: {one.option}: {one.entry}: {one.text}", err=True)
-    return _FAILED if found.failures else 0
+    return _FAILED if found.failures or (strict and found.differs) else 0
 
 
 def _thresholds(most: dict[str, str | None]) -> dict[str, Threshold]:

@@ -25,6 +25,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from jax.tree_util import tree_flatten, tree_structure
 
 from mixflow.compiler import jax_compat, vjp_batching
+from mixflow.compiler.analysis.effects import effects_in
 from mixflow.compiler.analysis.soundness import custom_rules, find_suspects, nested_jaxprs
 from mixflow.compiler.differentiand import Differentiand, TreeDef, is_inexact, named_after
 from mixflow.compiler.pullback import Pullback
@@ -115,10 +116,11 @@ def _unsuitable(fun: Any, leaves: list[Any], other: dict[str, Any]) -> str | Non
 
 def _impure(traced: TracedFunction) -> str | None:
     """Why a traced function cannot stand in an equation, or None."""
-    effects = [effect for effect in traced.jaxpr.effects if not jax_compat.is_axis_effect(effect)]
     if any(jax_compat.is_ref(value) for value in traced.closure):
         return "the function closes over a mutable reference"
-    return f"the function has effects: {', '.join(map(str, effects))}" if effects else None
+    if all(map(jax_compat.is_axis_effect, traced.jaxpr.effects)):
+        return None
+    return f"the function has effects: {', '.join(dict.fromkeys(effects_in(traced.jaxpr)))}"
 
 
 class Replay(enum.Enum):

@@ -17,7 +17,7 @@ from mixflow.report.differences import (
     RegionChange,
     SnapshotDiff,
 )
-from mixflow.report.matching import match
+from mixflow.report.matching import match, match_alike
 from mixflow.report.places import UNKNOWN, without_lines
 from mixflow.report.snapshot import Snapshot
 
@@ -133,16 +133,38 @@ def _regions(
     def by(*names: str) -> Callable[[dict[str, Any]], tuple[str, ...]]:
         return lambda region: tuple(region[name] for name in names)
 
-    same = [by("own_fingerprint", "at"), by("own_fingerprint", "path"), by("own_fingerprint")]
-    found = match(old, new, [*same, by("operation", "at"), by("operation", "path")])
-    changed = [pair for pairs in found.pairs[len(same) :] for pair in pairs]
+    own = "own_fingerprint"
+    same = match(old, new, [by(own, "path", "at"), by(own, "at"), by(own, "path"), by(own)])
+    found = match_alike(same.gone, same.new, _likeness)
     changes = [
-        *(_region("changed", *pair) for pair in changed),
+        *(_region("changed", *pair) for pair in found.pairs[0]),
         *(_region("removed", one, None) for one in found.gone),
         *(_region("added", None, one) for one in found.new),
     ]
     changes.sort(key=lambda change: change.path)
-    return tuple(changes), sum(map(len, found.pairs[: len(same)]))
+    return tuple(changes), sum(map(len, same.pairs))
+
+
+_SAME_PATH, _SAME_LINE = 0.25, 0.125
+"""What to stand at the same place adds to the share of operations that two regions have in common:
+enough to decide between partners that are nearly as good."""
+
+
+def _likeness(old: dict[str, Any], new: dict[str, Any]) -> float:
+    """How likely one region has become the other: by what they compute, then by where.
+
+    The same line proves little, since what is written above may have moved any region there. The
+    same path is all that a rewritten region keeps.
+    """
+    if old["operation"] != new["operation"]:
+        return 0.0
+    is_at_same_path = old["path"] == new["path"]
+    is_at_same_line = old["at"] == new["at"] != UNKNOWN
+    before, after = Counter[str](old["operations"]), Counter[str](new["operations"])
+    shared = 2 * (before & after).total() / ((before + after).total() or 1)
+    if not is_at_same_path and shared < (0.25 if is_at_same_line else 0.5):
+        return 0.0
+    return shared + _SAME_PATH * is_at_same_path + _SAME_LINE * is_at_same_line
 
 
 def _region(status: str, old: dict[str, Any] | None, new: dict[str, Any] | None) -> RegionChange:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from mixflow.report.diff_view import (
     FIGURE_HEADS,
     IMPORTANCE,
+    SAME,
     Item,
     Section,
     figure_rows,
@@ -24,6 +25,9 @@ MOST_CHARACTERS = 65536
 _ROUNDS = ((100, 20), (5, 0))
 """What sections are cut to: all of the long ones before any is cut to little or nothing."""
 _LONGEST_TEXT = 400
+_OPEN = frozenset({"rewrites lost", "rewrites gained", "declines new"})
+"""The sections that are shown at once, where they are short; others are unfolded by a click."""
+_MOST_OPEN = 5
 _SPECIAL = re.compile(r"([\\`*{}<>|~#&@]|\](?=[(\[:])|\b_|_\b)")
 _MARKS = {"same": "", "changed": "", "added": " (added)", "removed": " (removed)"}
 
@@ -58,10 +62,16 @@ def _render(diff: SnapshotDiff, limits: dict[str, int], entries: int) -> str:
         lines += _entry(entry, limits)
     if shown[entries:]:
         lines += ["", f"… and {len(shown) - entries} more entries that differ."]
-    same = len(diff.entries) - len(shown)
-    if same:
-        lines += ["", f"{same} {'entry is' if same == 1 else 'entries are'} the same."]
+    lines += ["", _same([one.name for one in diff.entries if one.status == "same"])]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip() + "\n"
+
+
+def _same(names: list[str]) -> str:
+    """The entries of which there is nothing to say, in one line."""
+    if not names:
+        return ""
+    count = "1 entry is" if len(names) == 1 else f"{len(names)} entries are"
+    return f"{count} the same: {escape(', '.join(names))}"
 
 
 def _failures(diff: SnapshotDiff, most: int) -> list[str]:
@@ -76,25 +86,36 @@ def _failures(diff: SnapshotDiff, most: int) -> list[str]:
 
 
 def _entry(entry: EntryDiff, limits: dict[str, int]) -> list[str]:
-    lines = ["", f"#### {escape(entry.name)}{_MARKS[entry.status]}", ""]
-    lines += [_row(FIGURE_HEADS), _row(("---", *("---:" for _ in FIGURE_HEADS[1:])))]
-    lines += [_row(row) for row in figure_rows(entry)]
+    lines = ["", f"#### {escape(entry.name)}{_MARKS[entry.status]}", "", *_figures(entry)]
     for what, old, new in pairs(entry):
-        lines += ["", f"**{what}**", "", f"- was `{_code(old)}`", f"- is `{_code(new)}`"]
+        lines += _folded(what, [f"- was `{_code(old)}`", f"- is `{_code(new)}`"])
     for section in sections(entry):
         lines += _section(section, limits.get(section.key, len(section.items)))
     return lines
 
 
+def _figures(entry: EntryDiff) -> list[str]:
+    """A table of those that differ, and a line of the others."""
+    rows = figure_rows(entry)
+    same = [f"{name} {old}" for name, old, _, change in rows if change == SAME]
+    table = [_row(row) for row in rows if row[-1] != SAME]
+    heads = [_row(FIGURE_HEADS), _row(("---", *("---:" for _ in FIGURE_HEADS[1:])))]
+    lines = [*heads, *table] if table else []
+    return [*lines, "", f"The same: {', '.join(same)}"] if same else lines
+
+
 def _section(section: Section, most: int) -> list[str]:
-    is_open = " open" if section.key == "rewrites lost" else ""
-    head = f"<summary>{escape(section.title)}: {len(section.items)}</summary>"
-    lines = ["", f"<details{is_open}>{head}", ""]
-    lines += [_item(item) for item in section.items[:most]]
+    lines = [_item(item) for item in section.items[:most]]
     rest = len(section.items) - most
     if rest > 0:
         lines.append(f"- … {rest} more left out")
-    return [*lines, "", "</details>"]
+    if section.key in _OPEN and len(section.items) <= _MOST_OPEN:
+        return ["", f"**{escape(section.title)}**", "", *lines]
+    return _folded(f"{section.title}: {len(section.items)}", lines)
+
+
+def _folded(title: str, lines: list[str]) -> list[str]:
+    return ["", f"<details><summary>{escape(title)}</summary>", "", *lines, "", "</details>"]
 
 
 def _item(item: Item) -> str:

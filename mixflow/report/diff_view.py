@@ -11,6 +11,8 @@ from mixflow.report.places import UNKNOWN
 from mixflow.runtime.budget import format_bytes
 
 FIGURE_HEADS = ("figure", "before", "after", "change")
+SAME = "same"
+"""What stands under "change" where there is none."""
 _NAMES = {
     "temp_bytes": "temporaries",
     "total_bytes": "total memory",
@@ -89,7 +91,7 @@ def value(name: str, number: float | None) -> str:
 def change(figure: Figure) -> str:
     """By how much a figure has grown."""
     if figure.old == figure.new:
-        return "same"
+        return SAME
     percent = figure.percent
     return "?" if percent is None else f"{percent:+,.2f}%"
 

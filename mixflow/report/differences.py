@@ -121,6 +121,11 @@ class SnapshotDiff:
     entries: tuple[EntryDiff, ...]
     failures: tuple[Failure, ...] = ()
 
+    @property
+    def differs(self) -> bool:
+        """Whether anything does, the versions included."""
+        return bool(self.warnings) or any(entry.status != "same" for entry in self.entries)
+
     def to_dict(self) -> dict[str, Any]:
         """The JSON form; `docs/graph-diffs.md` lists the fields."""
         found = asdict(self)

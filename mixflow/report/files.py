@@ -39,6 +39,7 @@ def write_artifact(report: Report, folder: Path, program: ExportedProgram) -> li
         "after.stablehlo.mlir": after.as_text(),
         "report.json": json.dumps(report.to_dict(), indent=2) + "\n",
         "report.md": report.to_markdown(),
+        "report.html": report.to_html(),
         MANIFEST: _manifest(report, program).to_json(),
     }
     contents = {name: text.encode() for name, text in texts.items()}

@@ -1,4 +1,4 @@
-"""Pair what two lists have in common, by one key after another."""
+"""Pair what two lists have in common: by one key after another, or the most alike first."""
 
 from __future__ import annotations
 
@@ -52,3 +52,26 @@ def _by_key(old: list[T], new: list[T], key: Key[T]) -> tuple[list[tuple[T, T]],
             born.append(item)
     left = {id(item) for partners in waiting.values() for item in partners}
     return pairs, [item for item in old if id(item) in left], born
+
+
+def match_alike(
+    old: Sequence[T], new: Sequence[T], likeness: Callable[[T, T], float]
+) -> Matched[T]:
+    """Pair the two items that are most alike, then the next two, each item once.
+
+    Arguments:
+        old, new: the items.
+        likeness: of an old and a new one; 0 for two that have nothing to do with each other.
+    """
+    scored = (
+        (likeness(one, other), i, j) for i, one in enumerate(old) for j, other in enumerate(new)
+    )
+    partners: dict[int, int] = {}
+    taken = set[int]()
+    for _, i, j in sorted((one for one in scored if one[0] > 0), key=lambda one: -one[0]):
+        if i not in partners and j not in taken:
+            partners[i] = j
+            taken.add(j)
+    pairs = tuple((old[i], new[j]) for i, j in sorted(partners.items()))
+    gone = tuple(one for i, one in enumerate(old) if i not in partners)
+    return Matched((pairs,), gone, tuple(one for j, one in enumerate(new) if j not in taken))

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+from jax.extend.core import ClosedJaxpr
+from xdsl.dialects.builtin import ModuleOp
 
 from mixflow.compiler.dialects.remarks import Remark
+from mixflow.report.sides import compile_sides
 from mixflow.report.text import render_markdown, render_text
 from mixflow.runtime.function import CompiledFunction
 from mixflow.runtime.measure import Measurement, Program, concrete, copied, measure
-from mixflow.runtime.options import Options
-from mixflow.runtime.target import measured_target
 from mixflow.runtime.verify import Verified, nudge, verify_results
 
 CHECKPOINTED_STEP = "canonicalize,cse,fuse-value-and-pullback,checkpoint-inner-loop"
@@ -30,7 +29,8 @@ class Report:
         target: what of it was measured, in words.
         jax: JAX's version.
         backend: the platform that the figures are for.
-        before, after: figures of plain JAX and of the optimised program.
+        before: figures of plain JAX.
+        after: figures of the optimised program.
         checkpointed: figures of plain JAX with a checkpointed step; None without an inner loop.
         plan: the pipeline that the program was given; empty where it was left as it is.
         rewrites: what passes did.
@@ -50,7 +50,7 @@ class Report:
     rewrites: tuple[Remark, ...]
     declined: tuple[Remark, ...]
     verified: Verified | None
-    programs: ReportedPrograms
+    programs: ReportedPrograms = field(repr=False)
 
     @property
     def rows(self) -> list[tuple[str, Measurement]]:
@@ -80,19 +80,37 @@ class Report:
         """For a pull request or a wiki."""
         return render_markdown(self)
 
+    def to_html(self) -> str:
+        """One self-contained page, with charts; `docs/reports.md` says how to read it."""
+        # What draws the page is needed for pages alone.
+        from mixflow.report.html_report import render_html  # noqa: PLC0415
+
+        return render_html(self)
+
     def __str__(self) -> str:
         return render_text(self)
 
 
 @dataclass(frozen=True)
 class ReportedPrograms:
-    """The programs behind a report: compiled, as IR text, and the function to export."""
+    """The programs behind a report: compiled, as JAX lowers them, and the function to export.
+
+    Arguments:
+        optimised: the function to export.
+        before, after: compiled.
+        closed_before, closed_after: as JAX lowers them.
+        ir_before, ir_after: the IR's text.
+        module: the IR after the passes; None where it could not hold the program.
+    """
 
     optimised: CompiledFunction
     before: Program
     after: Program
+    closed_before: ClosedJaxpr
+    closed_after: ClosedJaxpr
     ir_before: str
     ir_after: str
+    module: ModuleOp | None
 
 
 def make_report(
@@ -102,7 +120,6 @@ def make_report(
     *,
     run: bool,
     verify: bool,
-    as_written: bool = False,
 ) -> Report:
     """Compile the entry's meta-gradient three ways, and put the figures side by side.
 
@@ -112,53 +129,43 @@ def make_report(
             filled with small random numbers.
         run: whether to time the programs.
         verify: whether to compare plain and optimised results.
-        as_written: measure the function itself, whatever it returns.
     """
-    options = function.options
-    target, words = (
-        (function.fun, "as written")
-        if as_written
-        else measured_target(function.fun, args, kwargs, options.jit)
-    )
-    plain = jax.jit(target, **options.jit)
-    optimised = CompiledFunction(target, replace(options, verify=False))
-    try:
-        before = measure(plain, args, kwargs, run=run)
-    except ValueError:
-        if target is function.fun:
-            raise
-        # A scalar that reverse mode cannot differentiate (a while loop, say) is no meta-loss.
-        return make_report(function, args, kwargs, run=run, verify=verify, as_written=True)
-    after = measure(optimised, args, kwargs, run=run)
-    outcome = optimised.optimised(*args, **kwargs)
+    sides = compile_sides(function, args, kwargs, run=run)
+    optimised, outcome = sides.optimised, sides.outcome
     return Report(
         entry=function.__name__,
-        target=words,
+        target=sides.target,
         jax=jax.__version__,
         backend=jax.default_backend(),
-        before=before.measurement,
-        after=after.measurement,
-        checkpointed=_checkpointed(target, options, args, kwargs, run=run),
+        before=sides.before.measurement,
+        after=sides.after.measurement,
+        checkpointed=_checkpointed(optimised, args, kwargs, run=run),
         plan=outcome.passes,
-        rewrites=tuple(map(_short, outcome.rewrites)),
-        declined=tuple(map(_short, outcome.declines)),
-        verified=_verify(plain, optimised, args, kwargs) if verify else None,
+        rewrites=sides.rewrites,
+        declined=sides.declined,
+        verified=_verify(sides.plain, optimised, args, kwargs) if verify else None,
         programs=ReportedPrograms(
-            optimised, before, after, optimised.ir(*args, before=True, **kwargs), outcome.text
+            optimised,
+            sides.before,
+            sides.after,
+            sides.plain.trace(*args, **kwargs).jaxpr,
+            optimised.trace(*args, **kwargs).jaxpr,
+            optimised.ir(*args, before=True, **kwargs),
+            outcome.text,
+            outcome.module,
         ),
     )
 
 
 def _checkpointed(
-    target: Any, options: Options, args: tuple[Any, ...], kwargs: dict[str, Any], *, run: bool
+    optimised: CompiledFunction, args: tuple[Any, ...], kwargs: dict[str, Any], *, run: bool
 ) -> Measurement | None:
     """Plain JAX with a checkpointed step, where there is a step."""
-    function = CompiledFunction(
-        target, replace(options, passes=CHECKPOINTED_STEP, memory_budget=None, verify=False)
-    )
+    function = optimised.with_options(passes=CHECKPOINTED_STEP, memory_budget=None, autotune=False)
     if not function.optimised(*args, **kwargs).rewrites:
         return None
-    return measure(function, args, kwargs, run=run).measurement
+    static = optimised.options.static
+    return measure(function, args, kwargs, run=run, static=static).measurement
 
 
 def _verify(plain: Any, optimised: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Verified:
@@ -170,10 +177,3 @@ def _verify(plain: Any, optimised: Any, args: tuple[Any, ...], kwargs: dict[str,
 
     result, expected = run(optimised, args, kwargs), run(plain, args, kwargs)
     return verify_results(result, expected, run(plain, nudge(args), nudge(kwargs)))
-
-
-def _short(remark: Remark) -> Remark:
-    """The remark with its files relative to here, where they are below."""
-    here = f"{Path.cwd()}{os.sep}"
-    text, at = remark.text.replace(here, ""), remark.at.removeprefix(here)
-    return Remark(remark.by, remark.kind, text, at)

@@ -17,7 +17,8 @@ def load_snapshot(name: str) -> Snapshot:
     """Read a snapshot.
 
     Arguments:
-        name: a file, or REVISION:FILE as `git show` takes it. A file of that name wins.
+        name: a file, or REVISION:FILE as `git show` takes it; without a revision that is what
+            git's index has. A file of that name wins.
 
     Raises:
         InputError: there is none, or it is damaged, something else, or of a later format.
@@ -42,8 +43,7 @@ def read(name: str) -> str:
 
 
 def _of_revision(name: str) -> bytes:
-    revision, colon, file = name.partition(":")
-    if not (revision and colon and file) or name.startswith("-"):
+    if not name.partition(":")[2] or name.startswith("-"):
         raise InputError(
             f"{name}: no such file; give a snapshot, or a git revision of one, such as "
             "main:graph.json"

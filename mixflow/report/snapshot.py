@@ -10,9 +10,8 @@ import jax
 
 from mixflow.compiler.dialects.remarks import Remark
 from mixflow.report.canonical import without_addresses
-from mixflow.report.places import place, places_in
 from mixflow.report.program import describe_program
-from mixflow.report.report import Report, make_report
+from mixflow.report.sides import Sides, compile_sides
 from mixflow.runtime.function import CompiledFunction
 
 FORMAT, FORMAT_VERSION = "mixflow-snapshot", 1
@@ -42,32 +41,29 @@ def describe_entry(function: CompiledFunction, *, measure: bool) -> dict[str, An
         measure: also time the programs, as field `measured`.
     """
     args = function.examples or ()
-    report = make_report(function, args, {}, run=measure, verify=False)
-    optimised = report.programs.optimised
-    plain = jax.jit(optimised.fun, **optimised.options.jit)
+    sides = compile_sides(function, args, {}, run=measure)
+    optimised, outcome = sides.optimised, sides.outcome
     unchanged = optimised.with_options(passes="", memory_budget=None, autotune=False)
-    before, after = unchanged.optimised(*args).module, optimised.optimised(*args).module
+    closed = sides.plain.trace(*args).jaxpr, optimised.trace(*args).jaxpr
+    before, after = unchanged.optimised(*args).module, outcome.module
     entry: dict[str, Any] = {
-        "target": report.target,
-        "plan": report.plan,
-        "rewrites": _remarks(report.rewrites, "what"),
-        "declined": _remarks(report.declined, "why"),
-        "before": describe_program(plain.trace(*args).jaxpr, before, report.before),
-        "after": describe_program(optimised.trace(*args).jaxpr, after, report.after),
+        "target": sides.target,
+        "plan": outcome.passes,
+        "rewrites": _remarks(sides.rewrites, "what"),
+        "declined": _remarks(sides.declined, "why"),
+        "before": describe_program(closed[0], before, sides.before.measurement),
+        "after": describe_program(closed[1], after, sides.after.measurement),
     }
-    return {**entry, "measured": _measured(report)} if measure else entry
+    return {**entry, "measured": _measured(sides)} if measure else entry
 
 
 def _remarks(remarks: tuple[Remark, ...], text: str) -> list[dict[str, str]]:
-    def same(words: str) -> str:
-        return without_addresses(places_in(words))
-
-    return [{"pass": one.by, "at": place(one.at), text: same(one.text)} for one in remarks]
+    return [{"pass": one.by, "at": one.at, text: without_addresses(one.text)} for one in remarks]
 
 
-def _measured(report: Report) -> dict[str, Any]:
-    sides = {"before": report.before, "after": report.after}
-    return {side: {"compile_s": one.compile_s, "run_s": one.run_s} for side, one in sides.items()}
+def _measured(sides: Sides) -> dict[str, Any]:
+    found = {"before": sides.before.measurement, "after": sides.after.measurement}
+    return {side: {"compile_s": one.compile_s, "run_s": one.run_s} for side, one in found.items()}
 
 
 def before_and_after(snapshot: Snapshot) -> tuple[Snapshot, Snapshot]:

@@ -39,7 +39,11 @@ class Artifact:
         """Run the program.
 
         Arguments:
-            args: as of the original function, without its static ones.
+            args: as of the original function, without its static ones; arrays of exactly the
+                program's shapes and dtypes.
+
+        Returns:
+            The program's results, in the original's containers.
 
         Raises:
             InputError: other containers, shapes or types than the program's, or another platform.

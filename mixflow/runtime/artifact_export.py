@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,14 +11,17 @@ from typing import Any
 import jax
 import jax.core
 from jax.extend.core import ClosedJaxpr
-from jax.tree_util import keystr, tree_flatten_with_path, tree_leaves
+from jax.tree_util import keystr, tree_flatten_with_path
 
 from mixflow.compiler import jax_compat
+from mixflow.compiler.analysis.effects import callback_name
 from mixflow.compiler.analysis.soundness import nested_jaxprs
 from mixflow.errors import InputError
 from mixflow.runtime.artifact_leaf import Leaf
+from mixflow.runtime.entries import repeated_name
 from mixflow.runtime.function import CompiledFunction
 from mixflow.runtime.manifest import Signature
+from mixflow.runtime.measure import without_static
 
 _PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
@@ -79,12 +81,15 @@ def export_program(
         raise InputError(f"{function.__name__} cannot be exported: {callback}")
     inputs = _inputs(function, args, lowered, program)
     outputs = _outputs(lowered, program)
-    flat = _over_stored(function.__name__, program, inputs, outputs)
+    jitted = jax.jit(_over_stored(function.__name__, program, inputs, outputs))
+    specs = [leaf.spec for leaf in inputs.leaves]
+    jitted.trace(*specs)  # here, where an error is a bug and no limit of what can be exported
     try:
-        specs = [leaf.spec for leaf in inputs.leaves]
-        exported = jax.export.export(jax.jit(flat), platforms=platforms)(*specs)
+        exported = jax.export.export(jitted, platforms=platforms)(*specs)
         content = bytes(exported.serialize())
     except (ValueError, NotImplementedError) as error:
+        # A custom call that no later XLA is sure to know; an operation that a platform has not got,
+        # or an effect that has no serial form.
         why = str(error).strip().splitlines()[0]
         raise InputError(f"{function.__name__} cannot be exported: {why}") from error
     if exported.nr_devices > 1:
@@ -139,29 +144,16 @@ def _outputs(lowered: jax.stages.Lowered, program: ClosedJaxpr) -> Signature:
 
 
 def _with_unique_names(leaves: list[Leaf]) -> tuple[Leaf, ...]:
-    names = [leaf.name for leaf in leaves]
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise InputError(f"two arrays have the path {twice[0]!r}: an artifact needs one for each")
+    twice = repeated_name([leaf.name for leaf in leaves])
+    if twice is not None:
+        raise InputError(f"two arrays have the path {twice!r}: an artifact needs one for each")
     return tuple(leaves)
 
 
-def _parameters(function: CompiledFunction, args: tuple[Any, ...]) -> list[str]:
+def _parameters(function: CompiledFunction, args: tuple[Any, ...]) -> tuple[str, ...]:
     """The names of the parameters that are not static, as JAX names them."""
-    dynamic: list[int] = []
-
-    @functools.wraps(function.fun, updated=())  # its signature says which names are static
-    def note(*args: Any) -> None:
-        dynamic.extend(place for place, arg in enumerate(args) if not _is_static(arg))
-
-    jax.jit(note, **function.options.static).trace(*args)
-    names = list(_names(function.fun, len(args)))
-    return [names[place] for place in dynamic]
-
-
-def _is_static(arg: Any) -> bool:
-    leaves = tree_leaves(arg)
-    return bool(leaves) and not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
+    names = tuple(_names(function.fun, len(args)))
+    return without_static(function.fun, names, {}, function.options.static)[0]
 
 
 def _names(fun: Callable[..., Any], count: int) -> Iterator[str]:
@@ -180,17 +172,9 @@ def _callbacks(jaxpr: Any) -> Iterator[str]:
     for equation in jaxpr.eqns:
         name = equation.primitive.name
         if name == "debug_print" or "callback" in name:
-            yield f"{_callback_name(equation)} at {_place(equation)} calls back to the host"
+            yield f"{callback_name(equation)} at {_place(equation)} calls back to the host"
         for inner in nested_jaxprs(equation):
             yield from _callbacks(inner)
-
-
-def _callback_name(equation: Any) -> str:
-    primitive: str = equation.primitive.name
-    name = "jax.debug.print" if primitive == "debug_print" else primitive
-    called = getattr(equation.params.get("callback"), "callback_func", None)
-    function = getattr(called, "__name__", None)
-    return name if function is None else f"{name} of {function}"
 
 
 def _place(equation: Any) -> str:

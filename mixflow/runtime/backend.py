@@ -23,7 +23,10 @@ def compiler_options(backend: str | None = None) -> dict[str, str | bool]:
     compiler_options=mixflow.compiler_options())`.
 
     Arguments:
-        backend: a platform name; by default the one that JAX would use.
+        backend: a platform name, such as "cpu" or "gpu"; by default the one that JAX would use.
+
+    Returns:
+        The options by name; empty where none are needed, as on JAX 0.12.
     """
     return dict(_KEEP_BARRIERS) if _undoes_checkpoints(backend or jax.default_backend()) else {}
 

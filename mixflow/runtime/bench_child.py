@@ -5,7 +5,6 @@ It prints one line of JSON and exits; whoever started it reads that, or how it d
 
 from __future__ import annotations
 
-import inspect
 import json
 import statistics
 import sys
@@ -19,7 +18,7 @@ import jax
 from mixflow.errors import MixflowError
 from mixflow.runtime.entries import describe, load_entries
 from mixflow.runtime.function import CompiledFunction
-from mixflow.runtime.measure import concrete, copied
+from mixflow.runtime.measure import concrete, copied, without_static
 from mixflow.runtime.profile import peak_of
 from mixflow.runtime.side_by_side import die_first, die_with_parent, forget_peak, peak_bytes
 from mixflow.runtime.target import measured_target
@@ -113,17 +112,8 @@ def _lower(which: Which, entry: CompiledFunction, *, as_written: bool) -> _Lower
     start = time.perf_counter()
     lowered = jitted.trace(*args).lower()
     seconds = time.perf_counter() - start
-    return _Lowered(words, lowered, seconds, _dynamic(target, args, options.jit))
-
-
-def _dynamic(fun: Any, args: tuple[Any, ...], jit: dict[str, Any]) -> tuple[Any, ...]:
-    """The arguments without the static ones: a compiled program takes no others."""
-    numbers, names = jit.get("static_argnums") or (), jit.get("static_argnames") or ()
-    static = {n % len(args) for n in ([numbers] if isinstance(numbers, int) else numbers)}
-    if names:
-        parameters = list(inspect.signature(fun).parameters)
-        static |= {parameters.index(n) for n in ([names] if isinstance(names, str) else names)}
-    return tuple(arg for place, arg in enumerate(args) if place not in static)
+    dynamic, _ = without_static(target, args, {}, options.static)
+    return _Lowered(words, lowered, seconds, dynamic)
 
 
 def _run(compiled: Any, args: tuple[Any, ...], runs: int) -> dict[str, Any]:

@@ -41,7 +41,7 @@ class CompiledFunction:
         self._options = options
         self._pipeline = None if options.passes is None else parse_passes(options.passes)
         self._budget = budget_bytes(options.memory_budget)
-        self._chooser = Chooser(self.__name__, self._budget)
+        self._chooser = Chooser(self.__name__, self._budget, options.static)
         self._fitted: dict[Any, Any] = {}
         self._example: Callable[[], Any] | None = None
         # The jit inside other traces: compiler options belong to the outermost one.
@@ -152,11 +152,18 @@ class CompiledFunction:
         return made
 
     def lower(self, *args: Any, **kwargs: Any) -> jax.stages.Lowered:
-        """Lower for the given arguments (shapes are enough), as `jax.jit(f).lower` does.
+        """Lower for the given arguments, as `jax.jit(f).lower` does.
+
+        Arguments:
+            args: arrays or `jax.ShapeDtypeStruct`.
+            kwargs: the same, by name.
 
         Returns:
             A `jax.stages.Lowered`; its `.compile()` is callable and has `.memory_analysis()`
             and `.cost_analysis()`.
+
+        Raises:
+            BudgetError: no plan is within the memory budget.
         """
         return self._jitted(args, kwargs).lower(*args, **kwargs)
 
@@ -169,11 +176,15 @@ class CompiledFunction:
         return self._top.eval_shape(*args, **kwargs)
 
     def optimised(self, *args: Any, differentiated: bool = False, **kwargs: Any) -> Optimised:
-        """The program after the passes.
+        """The program after the passes. Nothing is compiled for it.
 
         Arguments:
-            args, kwargs: arrays or `jax.ShapeDtypeStruct`; the example arguments if none.
+            args: arrays or `jax.ShapeDtypeStruct`; the example arguments if none.
             differentiated: as it is where somebody differentiates it from outside.
+            kwargs: arguments by name.
+
+        Returns:
+            An `Optimised`: the plan, what was rewritten, what was declined, and the IR.
         """
         captured = self._captured(args or self.examples or (), kwargs)
         return self._optimised(captured, self._pipeline, differentiated=differentiated)
@@ -181,7 +192,14 @@ class CompiledFunction:
     def ir(
         self, *args: Any, before: bool = False, differentiated: bool = False, **kwargs: Any
     ) -> str:
-        """The IR as text, after the passes, or `before` them; arguments as for `optimised`."""
+        """The IR as text.
+
+        Arguments:
+            args: as for `optimised`.
+            before: the text before the passes, in place of after them.
+            differentiated: as for `optimised`.
+            kwargs: as for `optimised`.
+        """
         if before:
             return import_only(self._captured(args or self.examples or (), kwargs))
         return self.optimised(*args, differentiated=differentiated, **kwargs).text
@@ -190,9 +208,17 @@ class CompiledFunction:
         """What mixflow did, and what it is worth: see `mixflow.report.Report`.
 
         Arguments:
-            args, kwargs: arrays or `jax.ShapeDtypeStruct`; the example arguments if none.
+            args: arrays or `jax.ShapeDtypeStruct`; the example arguments if none.
             run: also time the programs.
             verify: also compare their results.
+            kwargs: arguments by name.
+
+        Returns:
+            A `Report`. Print it, or use its fields.
+
+        Raises:
+            BudgetError: no plan is within the memory budget.
+            VerificationError: with `verify`, the results differ by more than their tolerance.
         """
         # Reports are built on compiled functions.
         from mixflow.report.report import make_report  # noqa: PLC0415

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import tree_map
@@ -20,14 +23,16 @@ _RUNS = 3
 
 @dataclass(frozen=True)
 class Measurement:
-    """Arguments:
-    temp_bytes: XLA's temporaries, in bytes.
-    flops: floating-point operations by mixflow's cost model, trip counts included; None where
-        a trip count is unknown.
-    eqns: equations of the program as JAX lowers it, derivatives spelled out.
-    compile_s: seconds to trace, lower and compile.
-    run_s: median seconds of a run; None where it was not run.
-    total_bytes: arguments + outputs + temporaries - aliased, in bytes.
+    """What one compiled program costs.
+
+    Arguments:
+        temp_bytes: XLA's temporaries, in bytes.
+        flops: floating-point operations by mixflow's cost model, trip counts included; None
+            where a trip count is unknown.
+        eqns: equations of the program as JAX lowers it, derivatives spelled out.
+        compile_s: seconds to trace, lower and compile.
+        run_s: median seconds of a run; None where it was not run.
+        total_bytes: arguments + outputs + temporaries - aliased, in bytes.
     """
 
     temp_bytes: int
@@ -57,13 +62,21 @@ class Program:
     measurement: Measurement
 
 
-def measure(jitted: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, run: bool) -> Program:
+def measure(
+    jitted: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    run: bool,
+    static: Mapping[str, Any] | None = None,
+) -> Program:
     """Compile a function and take its figures.
 
     Arguments:
         jitted: has `.trace`, as `jax.jit(f)` and `mixflow.compile(f)` do.
         args, kwargs: arrays or `jax.ShapeDtypeStruct`.
         run: also time it; shapes are then filled with `concrete`.
+        static: the jit options that say what is static.
     """
     start = time.perf_counter()
     traced = jitted.trace(*args, **kwargs)
@@ -72,7 +85,9 @@ def measure(jitted: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, run: 
     compile_s = time.perf_counter() - start
     memory: Any = compiled.memory_analysis()
     cost = program_cost(traced.jaxpr)
-    run_s = _median_run(compiled, *concrete((args, kwargs))) if run else None
+    run_s = None
+    if run:
+        run_s = _median_run(compiled, *concrete(without_static(jitted, args, kwargs, static or {})))
     temp = memory.temp_size_in_bytes
     return Program(
         lowered,
@@ -90,6 +105,32 @@ def total_bytes(compiled: jax.stages.Compiled) -> int:
         + memory.temp_size_in_bytes
         - memory.alias_size_in_bytes
     )
+
+
+def without_static(
+    fun: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    static: Mapping[str, Any],
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments without the static ones: a compiled program takes no others.
+
+    Arguments:
+        fun: the function; its signature says which names are at which places.
+        args, kwargs: anything.
+        static: the jit options that say what is static.
+    """
+    traced: list[tuple[list[bool], dict[str, bool]]] = []
+
+    @functools.wraps(fun, updated=())
+    def note(*args: Any, **kwargs: Any) -> None:
+        names = {name: isinstance(arg, jax.core.Tracer) for name, arg in kwargs.items()}
+        traced.append(([isinstance(arg, jax.core.Tracer) for arg in args], names))
+
+    # JAX decides, and it may have any value in their place: integers can be static or not.
+    jax.jit(note, **static).trace(*(0 for _ in args), **dict.fromkeys(kwargs, 0))
+    places, names = traced[-1]
+    return tuple(itertools.compress(args, places)), {n: kwargs[n] for n in kwargs if names[n]}
 
 
 def _median_run(

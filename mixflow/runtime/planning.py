@@ -43,11 +43,13 @@ class Chooser:
     Arguments:
         name: the function's, for errors.
         budget: bytes for arguments, results and temporaries, or None.
+        static: the jit options that say what of the arguments is static.
     """
 
-    def __init__(self, name: str, budget: int | None) -> None:
+    def __init__(self, name: str, budget: int | None, static: dict[str, Any]) -> None:
         self._name = name
         self._budget = budget
+        self._static = static
         self._found: dict[Any, Chosen] = {}
 
     def optimised(self, captured: Captured, *, differentiated: bool) -> Optimised:
@@ -103,10 +105,12 @@ class Chooser:
         """
         planner = _planner(captured, differentiated=False)
         front = planner.front(self._budget)[:_MOST_RUNS]
-        runs = [
-            (measure(jit(one.plan.passes), args, kwargs, run=True).measurement, one)
-            for one in front
-        ]
+
+        def measured(candidate: Candidate) -> Measurement:
+            jitted = jit(candidate.plan.passes)
+            return measure(jitted, args, kwargs, run=True, static=self._static).measurement
+
+        runs = [(measured(one), one) for one in front]
         within = [run for run in runs if self._budget is None or run[0].total_bytes <= self._budget]
         if not within:
             raise over_budget(

@@ -19,7 +19,8 @@ def measured_target(
     """A meta-loss becomes its value_and_grad; anything else is measured as written.
 
     A meta-loss returns a real scalar, or a pair of one and auxiliary data; it is differentiated
-    in the inexact leaves of its first argument.
+    in the inexact leaves of its first argument. Where the second of the pair is like the first
+    argument, it is taken for a gradient, and the function for a meta-gradient already.
 
     Arguments:
         fun: the entry's function.
@@ -34,7 +35,9 @@ def measured_target(
     if not args or not any(is_inexact(jax.typeof(leaf)) for leaf in tree_leaves(args[0])):
         return fun, "as written"
     match result:
-        case (value, _) if isinstance(result, tuple) and _is_real_scalar(value):
+        case (value, other) if isinstance(result, tuple) and _is_real_scalar(value):
+            if _is_like(other, args[0]):
+                return fun, "as written"
             return _meta_gradient(fun, has_aux=True), "value_and_grad in the first argument"
         case _ if _is_real_scalar(result):
             return _meta_gradient(fun, has_aux=False), "value_and_grad in the first argument"
@@ -44,6 +47,16 @@ def measured_target(
 
 def _is_real_scalar(result: Any) -> bool:
     return getattr(result, "shape", None) == () and jnp.issubdtype(result.dtype, jnp.floating)
+
+
+def _is_like(result: Any, arg: Any) -> bool:
+    """Whether a result has an argument's structure and shapes, as a gradient in it has."""
+    leaves, tree = tree_flatten(result)
+    others, other_tree = tree_flatten(arg)
+    return tree == other_tree and all(
+        (one.shape, one.dtype) == (other.shape, other.dtype)
+        for one, other in zip(leaves, map(jax.typeof, others), strict=True)
+    )
 
 
 def _meta_gradient(fun: Callable[..., Any], has_aux: bool) -> Callable[..., Any]:

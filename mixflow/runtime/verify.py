@@ -29,6 +29,13 @@ class Verified:
     max_rel_error: float
     dtype: str
 
+    @property
+    def words(self) -> str:
+        """For a report."""
+        if self.max_rel_error == 0:
+            return "the results are equal"
+        return f"results differ by at most {self.max_rel_error:.1e} relative ({self.dtype})"
+
 
 def max_relative_error(result: Any, expected: Any) -> float:
     """The largest ‖a - b‖∞ / ‖b‖∞ over leaves; infinite where integers or NaNs differ.

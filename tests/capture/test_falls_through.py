@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -133,6 +134,27 @@ def test_a_loss_with_effects_is_called_once_and_the_reason_recorded(program: Any
     assert trace.num_captured == 0
     assert "effect" in reasons(trace) or "reference" in reasons(trace)
     assert __file__ in trace.declines[0].at
+
+
+def line_of(words: str) -> int:
+    """The line of this file on which some words stand first."""
+    lines = Path(__file__).read_text().splitlines()
+    return next(number for number, line in enumerate(lines, 1) if words in line)
+
+
+@pytest.mark.parametrize(
+    ("program", "called", "words"),
+    [
+        (printing, "jax.debug.print", "jax.debug.print("),
+        (calling_back, "jax.debug.callback", "jax.debug.callback("),
+        (printing_in_a_scan, "jax.debug.print", 'jax.debug.print("{x}", x=hidden[0])'),
+    ],
+    ids=["printing", "calling back", "in a scan"],
+)
+def test_the_reason_names_the_effect_and_its_line(program: Any, called: str, words: str) -> None:
+    (decline,) = captures(lambda eta: program(eta, []), ETA).declines
+    place = f"{called} at {__file__}:{line_of(words)}"
+    assert decline.why == f"the function has effects: {place}"
 
 
 def test_a_reference_inside_the_loss_alone() -> None:

@@ -193,7 +193,10 @@ def test_bad_input_is_one_line(run: Any, args: tuple[str, ...], words: str) -> N
 def test_no_process_is_left_behind(tmp_path: Path, sent: int, code: int) -> None:
     model = "import os, time, pathlib\npathlib.Path('pid').write_text(str(os.getpid()))\n"
     (tmp_path / "model.py").write_text(model + "time.sleep(600)\n")
-    command = [sys.executable, "-c", "from mixflow.cli import main; main(['bench', 'model.py'])"]
+    # What a shell runs in the background ignores interrupts, and so would all that it starts.
+    listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    bench = "from mixflow.cli import main; main(['bench', 'model.py'])"
+    command = [sys.executable, "-c", f"{listen}; {bench}"]
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as parent:
         child = _wait_for(tmp_path / "pid")
         parent.send_signal(sent)

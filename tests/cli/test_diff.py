@@ -102,6 +102,22 @@ def test_other_versions_are_a_warning_and_no_failure(run: Run, tmp_path: Path) -
         assert "JAX differs" in out
 
 
+def test_asked_for_an_exit_code_it_is_1_where_anything_differs(run: Run, tmp_path: Path) -> None:
+    assert run("old.json", "new.json")[0] == 0
+    for style in ("text", "json"):
+        code, _, err = run("old.json", "new.json", "--exit-code", "--format", style)
+        assert (code, err) == (1, "")
+    assert run("old.json", "old.json", "--exit-code")[0] == 0
+    made.write(tmp_path / "moved.json", made.moved(made.snapshot(), 5))
+    assert run("old.json", "moved.json", "--exit-code")[0] == 0
+    both = made.snapshot(meta_loss=made.entry(), other=made.entry())
+    made.write(tmp_path / "both.json", both)
+    assert run("old.json", "both.json", "--exit-code")[0] == 1
+    made.write(tmp_path / "later.json", {**made.snapshot(), "jax": "0.12.0"})
+    assert run("old.json", "later.json", "--exit-code")[0] == 1
+    assert run("old.json", "absent.json", "--exit-code")[0] == 2
+
+
 def test_a_file_is_written_in_place_of_another(run: Run, tmp_path: Path) -> None:
     (tmp_path / "comment.md").write_text("older")
     code, out, _ = run("old.json", "new.json", "--format", "markdown", "-o", "comment.md")
@@ -166,7 +182,19 @@ def test_a_file_of_that_name_wins(repository: Run, tmp_path: Path) -> None:
     assert repository("main:graph.json", "graph.json", "--max-memory", "0")[0] == 0
 
 
-@pytest.mark.parametrize("name", ["nowhere:graph.json", "main:other.json", "--exec:x", "main:"])
+def test_the_index_is_read_where_no_revision_is_given(repository: Run, tmp_path: Path) -> None:
+    code, out, _ = repository("main:graph.json", ":graph.json", "--exit-code")
+    assert (code, "main:graph.json → :graph.json" in out) == (0, True)
+    assert repository(":./graph.json", "graph.json", "--exit-code")[0] == 1
+    subprocess.run(["git", "add", "graph.json"], cwd=tmp_path, check=True)
+    assert repository(":graph.json", "graph.json", "--exit-code")[0] == 0
+    assert repository("main:graph.json", ":graph.json", "--exit-code")[0] == 1
+
+
+MISSING = ("nowhere:graph.json", "main:other.json", ":other.json", "--exec:x", "main:", ":")
+
+
+@pytest.mark.parametrize("name", MISSING)
 def test_no_such_revision_or_file_is_one_line(repository: Run, name: str) -> None:
     code, out, err = repository("--", name, "graph.json")
     assert (code, out) == (2, "")

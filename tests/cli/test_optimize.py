@@ -88,6 +88,7 @@ def test_out_writes_every_file_whole(run: Any, tmp_path: Path) -> None:
         "before.stablehlo.mlir",
         "manifest.json",
         "program.jax_export",
+        "report.html",
         "report.json",
         "report.md",
     ]

@@ -153,7 +153,80 @@ def test_without_a_file_it_is_printed_and_times_are_there_if_asked_for(
     assert entry["measured"]["after"]["run_s"] > 0
 
 
+LOOP = """
+import jax, jax.numpy as jnp, mixflow
+
+@mixflow.compile
+def looped(eta, theta):
+    def step(theta, _):
+        return theta - jax.grad(lambda theta: jnp.sum(jnp.sin(theta * eta)))(theta), None
+    return jnp.sum(jax.lax.scan(step, theta, length=3)[0])
+
+looped.example_args(lambda: (jnp.float32(0.1), jnp.ones(3)))
+"""
+NOISY = """
+import jax, jax.numpy as jnp, mixflow
+
+def loss(x):
+    jax.debug.print("{}", x)
+    return x ** 2
+
+@mixflow.compile
+def noisy(x):
+    return jax.grad(loss)(x)
+
+noisy.example_args(lambda: (jnp.float32(0.1),))
+"""
+
+
+def test_nothing_is_compiled_but_what_is_stored(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("loop.py").write_text(LOOP)
+    with jax.log_compiles():
+        code, _, _ = call(capsys, "snapshot", "loop.py", "-o", "graph.json")
+    compiled = [one for one in caplog.messages if "XLA compilation of jit(looped)" in one]
+    assert (code, len(compiled)) == (0, 2)
+
+
+def test_a_report_and_a_snapshot_name_source_lines_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    Path("../noisy.py").write_text(NOISY)
+    (entry,) = json.loads(call(capsys, "optimize", "../noisy.py", "--format", "json")[1])
+    stored = json.loads(call(capsys, "snapshot", "../noisy.py")[1])["entries"]["noisy"]
+    assert entry["declined"] == stored["declined"]
+    assert "../noisy.py:10" in [one["at"] for one in stored["declined"]]
+    assert "jax.debug.print at ../noisy.py:5" in stored["declined"][0]["why"]
+
+
+def test_several_models_make_one_snapshot_whatever_their_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("small.py").write_text(SMALL)
+    Path("other.py").write_text(SMALL.replace("double", "twice"))
+    code, out, err = call(capsys, "snapshot", "small.py", "other.py:twice")
+    assert (code, err) == (0, "")
+    found = json.loads(out)["entries"]
+    assert list(found) == ["double", "twice"]
+    assert found["twice"]["after"]["regions"][0]["at"] == "other.py:6"
+    assert call(capsys, "snapshot", "other.py", "small.py")[1] == out
+
+
 WRONG = {
+    "no model": (["-o", "kept.json"], "MODEL.py"),
+    "one name in two models": (
+        ["small.py", "twin.py", "-o", "kept.json"],
+        "small.py and twin.py both have entries called 'double'",
+    ),
+    "a second model that is missing": (["small.py", "absent.py"], "absent.py: no such file"),
     "missing model": (["absent.py"], "absent.py: no such file"),
     "no such folder": (["small.py", "-o", "nowhere/graph.json"], "no folder nowhere"),
     "a folder": (["small.py", "-o", "."], "is a folder"),
@@ -170,6 +243,7 @@ def test_wrong_input_is_one_line_and_keeps_what_was_there(
     monkeypatch.chdir(tmp_path)
     Path("small.py").write_text(SMALL)
     Path("failing.py").write_text("1 / 0")
+    Path("twin.py").write_text(SMALL)
     Path("twins.py").write_text(f"{SMALL}\nfirst = double\n{SMALL}")
     Path("kept.json").write_text("mine")
     args, words = WRONG[case]

@@ -67,6 +67,39 @@ def test_a_change_that_no_region_shows_is_said(form):
     assert "a custom derivative rule differs" in text
 
 
+# --- short comments -----------------------------------------------------------------------------
+
+
+def test_a_comment_has_what_is_the_same_in_one_line():
+    names = ("a", "b", "meta_loss")
+    old = made.snapshot(**{name: made.entry() for name in names})
+    new = made.snapshot(**{name: made.entry() for name in names})
+    new["entries"]["meta_loss"]["after"] |= {"temp_bytes": 2000, "fingerprint": "f1"}
+    lines = render_markdown(made.diff_of(old, new)).splitlines()
+    assert "2 entries are the same: a, b" in lines
+    rows = [line for line in lines if line.startswith("| ")]
+    assert [row.split(" | ")[0] for row in rows] == ["| figure", "| ---", "| temporaries"]
+    (same,) = [line for line in lines if line.startswith("The same: ")]
+    assert "FLOPs 5,000, bytes moved 300 B, equations 40, " in same
+
+
+def gained(count):
+    def change(entry):
+        entry["rewrites"] += [made.rewrite("segment-loss", 20 + n) for n in range(count)]
+
+    return made.changed(change)
+
+
+def test_a_comment_folds_long_lists_and_shows_short_ones():
+    short, long = (
+        render_markdown(made.diff_of(made.snapshot(), gained(count))) for count in (5, 6)
+    )
+    assert "**rewrites gained**" in short
+    assert "<details>" not in short
+    assert "<details><summary>rewrites gained: 6</summary>" in long
+    assert long.count("segment-loss") == 6
+
+
 # --- text that comes from somebody else ---------------------------------------------------------
 
 

@@ -106,6 +106,84 @@ def test_a_region_that_was_added_leaves_its_twin_alone():
     assert found.same_regions == 2
 
 
+def regions_of(*regions):
+    def change(entry):
+        entry["after"]["regions"] = [made.region("main", 1, "around", scan=1), *regions]
+        entry["after"]["fingerprint"] = str(regions)
+
+    return made.changed(change)
+
+
+def region_changes(old, new):
+    found = made.entry_diff(regions_of(*old), regions_of(*new)).regions
+    return [(one.status, one.path, one.old_at, one.new_at) for one in found]
+
+
+def test_regions_that_stand_at_one_line_by_chance_are_not_paired():
+    """The loop at line 12 is gone; another has moved up to its line, and changed."""
+    gone = made.region("main/scan[0]", 12, "a", sin=6, mul=1)
+    old = made.region("main/scan[1]", 20, "b", dot_general=4, tanh=3, mul=1)
+    new = made.region("main/scan[0]", 12, "c", dot_general=4, tanh=4, mul=1)
+    assert region_changes([gone, old], [new]) == [
+        ("changed", "main/scan[0]", "model.py:20", "model.py:12"),
+        ("removed", "main/scan[0]", "model.py:12", None),
+    ]
+
+
+def test_regions_that_share_a_line_and_nothing_else_are_not_paired():
+    old = made.region("main/scan[0]", 12, "a", sin=6)
+    new = made.region("main/cond[0]/scan[0]", 12, "b", dot_general=4)
+    assert [status for status, *_ in region_changes([old], [new])] == ["added", "removed"]
+
+
+def test_regions_of_different_operations_are_not_paired():
+    old, new = (made.region(f"main/{what}[0]", 12, what, sin=6) for what in ("scan", "while"))
+    assert [status for status, *_ in region_changes([old], [new])] == ["removed", "added"]
+
+
+def test_a_changed_region_is_found_behind_one_that_was_put_before_it():
+    """Its path and its line are now those of the new loop."""
+    old = made.region("main/scan[0]", 12, "a", dot_general=4, tanh=3)
+    first = made.region("main/scan[0]", 12, "b", sin=6)
+    second = made.region("main/scan[1]", 20, "c", dot_general=4, tanh=4)
+    assert region_changes([old], [first, second]) == [
+        ("added", "main/scan[0]", None, "model.py:12"),
+        ("changed", "main/scan[1]", "model.py:12", "model.py:20"),
+    ]
+
+
+def test_functions_that_have_changed_places_are_the_same():
+    """Each now stands at the line and the path of the other."""
+    one, other = made.region("main/scan[0]", 12, "a", sin=6), ("main/scan[1]", 20, "b")
+    new = [made.region("main/scan[0]", 12, "b", mul=3), made.region("main/scan[1]", 20, "a", sin=6)]
+    assert region_changes([one, made.region(*other, mul=3)], new) == []
+
+
+def test_a_function_that_has_moved_and_changed_is_one_change():
+    """Its body shares most operations with what it was; twins of other bodies stand between."""
+    old = [
+        made.region(f"main/scan[{n}]", 10 + n, f"o{n}", **{kind: 4, "mul": 2})
+        for n, kind in enumerate(("sin", "dot_general", "tanh"))
+    ]
+    new = [
+        made.region(f"main/scan[{n}]", 10 + n, f"n{n}", **{kind: 4, "mul": 3})
+        for n, kind in enumerate(("dot_general", "tanh", "sin"))
+    ]
+    assert region_changes(old, new) == [
+        ("changed", "main/scan[0]", "model.py:11", "model.py:10"),
+        ("changed", "main/scan[1]", "model.py:12", "model.py:11"),
+        ("changed", "main/scan[2]", "model.py:10", "model.py:12"),
+    ]
+
+
+def test_a_region_that_was_rewritten_where_it_stands_is_one_change():
+    old = made.region("main/scan[0]", 12, "a", sin=6)
+    new = made.region("main/scan[0]", 14, "b", dot_general=4)
+    assert region_changes([old], [new]) == [
+        ("changed", "main/scan[0]", "model.py:12", "model.py:14")
+    ]
+
+
 def test_operations_are_compared_by_line_though_lines_move():
     def change(entry):
         entry["after"]["operations"]["by_line"] = {

@@ -45,6 +45,13 @@ def test_points_are_in_order_and_have_source_lines():
     assert any(point.at.endswith(f"test_timeline.py:{body}") for point in timeline.points)
 
 
+def test_points_name_what_is_computed():
+    points = memory_timeline(jax.make_jaxpr(looped)(A)).points
+    kind = jax.typeof(A).str_short(short_dtypes=True)
+    assert {("dot_general", kind), ("tanh", kind)} <= {(one.primitive, one.aval) for one in points}
+    assert ("scan", "") in {(one.primitive, one.aval) for one in points}
+
+
 def test_a_chain_frees_what_it_has_read():
     points = memory_timeline(jax.make_jaxpr(chain)(A)).points
     held = [point.bytes // A.nbytes for point in points if point.bytes]
@@ -53,7 +60,7 @@ def test_a_chain_frees_what_it_has_read():
 
 
 def test_thinning_keeps_the_highest_of_each_run():
-    points = [Point(step, step % 7, "") for step in range(100)]
+    points = [Point(step, step % 7, "", "mul", "f32[]") for step in range(100)]
     kept = thinned(points, 10)
     assert len(kept) == 10
     assert {point.bytes for point in kept} == {6}

@@ -20,6 +20,7 @@ from mixflow.report.files import write_artifact
 from mixflow.runtime import artifact_files
 from mixflow.runtime.artifact_export import export_program, parse_platforms
 from mixflow.runtime.artifact_files import replace_folder
+from mixflow.runtime.artifact_leaf import Leaf
 
 F32 = jnp.float32
 
@@ -181,6 +182,37 @@ def test_a_type_that_no_file_can_hold_is_refused(make: Any) -> None:
     zeros = mixflow.compile(jax.custom_derivatives.zero_from_primal)
     with pytest.raises(mixflow.InputError, match=r"result is of type .*float0"):
         make(zeros, jnp.arange(2))
+
+
+def unknown_call(x):
+    return jax.ffi.ffi_call("made_up", jax.ShapeDtypeStruct(x.shape, x.dtype))(x)
+
+
+def schur_form(x):
+    return jax.lax.linalg.schur(x)[0]
+
+
+@pytest.mark.parametrize(
+    ("function", "platform", "words"),
+    [(unknown_call, "cpu", "custom calls"), (schur_form, "tpu", "'schur' not found for platform")],
+)
+def test_what_jax_cannot_export_is_refused_in_its_words(
+    function: Any, platform: str, words: str
+) -> None:
+    compiled, x = mixflow.compile(function), jnp.eye(2)
+    with pytest.raises(mixflow.InputError, match=f"cannot be exported: .*{words}"):
+        export_program(compiled, (x,), compiled.lower(x), (platform,))
+
+
+def test_a_bug_of_ours_is_not_taken_for_a_program_that_cannot_be_exported(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(leaf: Leaf, stored: Any) -> Any:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(Leaf, "decode", broken)
+    with pytest.raises(ValueError, match="a bug"):
+        make(mixflow.compile(lambda x: x + 1), jnp.ones(2))
 
 
 @pytest.mark.parametrize(

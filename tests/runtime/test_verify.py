@@ -211,6 +211,18 @@ def test_a_sensitive_program_is_given_room():
     verify_results(other, sensitive(X), sensitive(nudge(X)))
 
 
+def test_the_words_for_a_report():
+    assert Verified(0.0, "float32").words == "the results are equal"
+    words = "results differ by at most 2.5e-07 relative (float32)"
+    assert Verified(2.5e-7, "float32").words == words
+
+
+def test_a_report_says_so_where_results_are_equal():
+    report = mixflow.compile(lambda x: x * 2).report(X, verify=True)
+    assert "verified: the results are equal\n" in str(report)
+    assert "verified: the results are equal\n" in report.to_markdown()
+
+
 def test_verified_calls_work_under_transformations_and_with_keywords():
     f = mixflow.compile(functools.partial(meta_gradient(loss)), verify=True)
     assert_close(jax.jit(f)(X), jax.jit(meta_gradient(loss))(X))

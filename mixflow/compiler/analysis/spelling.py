@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -55,11 +56,24 @@ def with_reverse_pass(closed: ClosedJaxpr) -> ClosedJaxpr:
             results = jax.core.eval_jaxpr(closed.jaxpr, closed.consts, *merge(moves, moving, fixed))
             return partition(counts, results)
 
-        results, pullback, rest = jax_compat.VJP_OF_JAX(objective, *moving, has_aux=True)
-        return results, rest, pullback([jnp.ones_like(result) for result in results])
+        return _differentiated(objective, moving)
 
     specs = [spec_of(aval) for aval in closed.in_avals]
     try:
         return jax.make_jaxpr(forward_and_back)(*specs)
-    except (ValueError, NotImplementedError, TypeError):  # a while loop, a callback, …
+    except _NoReversePass:
         return closed
+
+
+class _NoReversePass(Exception):
+    """JAX cannot differentiate a program in reverse."""
+
+
+def _differentiated(objective: Callable[..., Any], point: list[Any]) -> Any:
+    try:
+        results, pullback, rest = jax_compat.VJP_OF_JAX(objective, *point, has_aux=True)
+        return results, rest, pullback([jnp.ones_like(result) for result in results])
+    except (NotImplementedError, ValueError, TypeError) as error:
+        # An operation without a rule; a while loop or a callback; a custom_linear_solve without a
+        # transposed solve, or a custom rule that returns something else than it should.
+        raise _NoReversePass from error

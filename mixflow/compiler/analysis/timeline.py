@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+from jax.core import ShapedArray
 from jax.extend.core import ClosedJaxpr
 
 from mixflow.compiler.analysis.dataflow import Region, Value
@@ -24,11 +25,15 @@ class Point:
     step: the place of the step in the program's order, loops unrolled once.
     bytes: what is alive while it runs.
     at: the user's `file:line` of what it computes, or "<unknown>".
+    primitive: what it computes.
+    aval: the type of that, as `f32[4,8]`; empty for several values.
     """
 
     step: int
     bytes: int
     at: str
+    primitive: str
+    aval: str
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ class _Unrolled:
     def _timeline(self, region: Region) -> Timeline:
         steps, points = 0, list[Point]()
         for moment in self._sweeper.moments(region):
-            points.append(Point(steps, moment.bytes - moment.nested, source_of(moment.value)))
+            points.append(_point(steps, moment))
             nested = self._nested(moment.value)
             points += self._on_top(moment, nested, steps + 1)
             steps += 1 + nested.steps
@@ -90,6 +95,14 @@ class _Unrolled:
             replace(point, step=start + point.step, bytes=below + point.bytes)
             for point in nested.points
         ]
+
+
+def _point(step: int, moment: Moment) -> Point:
+    """A step by itself, without what runs inside of it."""
+    value = moment.value
+    is_array = value.dtype is not None
+    aval = ShapedArray(value.shape, value.dtype).str_short(short_dtypes=True) if is_array else ""
+    return Point(step, moment.bytes - moment.nested, source_of(value), value.name, aval)
 
 
 def thinned(points: list[Point], most: int) -> list[Point]:
