@@ -13,7 +13,7 @@ PYENV_LATEST = $(shell ls -d $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.1[2-4].*[0
                  2>/dev/null | sort -rV)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint types format setup-latest test-latest clean
+.PHONY: help setup demo test check lint types format docs setup-latest test-latest clean
 
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 22
@@ -50,8 +50,11 @@ format: setup ## format the code, and correct what ruff can correct by itself
 	$(VENV)/bin/ruff check --fix
 	$(VENV)/bin/ruff format
 
+docs: setup ## build the documentation site in site/ (open site/index.html)
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict --quiet
+
 clean: ## remove what building, testing and the demo left (.venv and .venv-latest stay)
-	rm -rf build dist mixflow-out .pytest_cache .ruff_cache
+	rm -rf build dist site mixflow-out .pytest_cache .ruff_cache
 	find . -path './.venv*' -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 # pyright,VENV: JAX's annotations differ between its versions. The environment variable keeps it from
