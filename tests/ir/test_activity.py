@@ -208,3 +208,31 @@ def test_values_are_active_where_they_depend_on_an_active_one():
     active = find_activity(main_function(module)).values
     found = [op for op in module.walk() if set(op.results) & active]
     assert sorted(op.info.primitive.name for op in found) == ["add", "jit", "mul", "scan"]
+
+
+def test_a_loop_that_no_cotangent_comes_back_to_is_inactive():
+    """The first steps of a truncated loop: they depend on eta, and nothing of them is used."""
+
+    def run(theta, eta, steps):
+        def step(theta, _):
+            return theta - eta * jax.grad(loss)(theta, eta), None
+
+        return jax.lax.scan(step, theta, length=steps)[0]
+
+    def truncated(eta):
+        return jnp.sum(run(jax.lax.stop_gradient(run(X, eta, 3)), eta, 2))
+
+    found, _ = activity(truncated, X, differentiated=True)
+    assert [op.length for op in found.loops] == [2]
+
+
+def test_a_derivative_differentiates_its_function_whatever_comes_of_it():
+    """The loop inside stays active though nobody takes the cotangent of the derivative."""
+
+    def looped(eta):
+        return jnp.sum(jax.lax.scan(lambda c, _: (c * eta, None), X, None, length=2)[0] ** 2)
+
+    def f(eta):
+        return jnp.sum(eta * jax.lax.stop_gradient(jax.grad(looped)(eta)))
+
+    assert activity(f, X, differentiated=True)[0].loops

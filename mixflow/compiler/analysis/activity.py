@@ -26,7 +26,7 @@ class Activity:
 
     Arguments:
         pullbacks: `mixflow.vjp` operations: reverse over reverse.
-        loops: scans.
+        loops: scans that a cotangent comes back to.
         values: the active values of every region, block arguments included, that a cotangent
             comes back to.
     """
@@ -41,7 +41,9 @@ def find_activity(function: FuncOp) -> Activity:
     walker = _Walker(Activity())
     outside = "differentiated" in function.attributes
     walker.region(function.body, [outside] * len(function.body.block.args))
-    return walker.found
+    found = walker.found
+    found.loops = {op for op in found.loops if _is_reached(op, found.values)}
+    return found
 
 
 def active_in_first_step(op: jx.ScanOp, active: set[SSAValue]) -> set[SSAValue]:
@@ -132,6 +134,19 @@ def _useful(block: Block, active: set[SSAValue]) -> set[SSAValue]:
         if isinstance(op, jx.YieldOp) or any(result in useful for result in op.results):
             useful.update(operand for operand in op.operands if operand in active)
     return useful
+
+
+def _is_reached(op: Operation, useful: set[SSAValue]) -> bool:
+    """Whether a cotangent comes back to an operation, and to all that it stands in.
+
+    As far as the next derivative around it: that differentiates its body, whatever comes of it.
+    """
+    if not any(result in useful for result in op.results):
+        return False
+    around = op.parent_op()
+    if around is None or isinstance(around, (FuncOp, mf.VjpOp)):
+        return True
+    return _is_reached(around, useful)
 
 
 def _blocks_derivative(op: Operation) -> bool:
