@@ -13,6 +13,7 @@ from mixflow.report.html_memory import Memory, estimate_memory
 from mixflow.report.html_page import render_page, script_of_ours, vega
 from mixflow.report.html_plan import Part, draw_plan
 from mixflow.report.html_source import CodeLine, excerpt
+from mixflow.report.text import HEADS, cells
 from mixflow.runtime.budget import format_bytes
 from mixflow.runtime.measure import Measurement
 
@@ -71,18 +72,9 @@ def _headline(report: Report) -> str:
 
 
 def _figures(name: str, row: Measurement, report: Report) -> Figures:
-    before = report.before
-    ratio = f"{before.temp_bytes / row.temp_bytes:.2f}×" if row.temp_bytes else "–"
     most = max(one.temp_bytes for _, one in report.rows)
-    cells = (
-        ("temporaries", format_bytes(row.temp_bytes)),
-        ("ratio", ratio),
-        ("GFLOP", "?" if row.flops is None else f"{row.flops / 1e9:.3g}"),
-        ("equations", f"{row.eqns}"),
-        ("compile", f"{row.compile_s:.1f} s"),
-        ("run", "–" if row.run_s is None else f"{1e3 * row.run_s:.3g} ms"),
-    )
-    return Figures(name, row.temp_bytes / most if most else 0.0, cells)
+    figures = zip(HEADS[1:], cells(name, row, report.before)[1:], strict=True)
+    return Figures(name, row.temp_bytes / most if most else 0.0, tuple(figures))
 
 
 def _memory(report: Report) -> tuple[Memory, ...]:

@@ -15,15 +15,15 @@ from mixflow.runtime.measure import Measurement
 if TYPE_CHECKING:
     from mixflow.report.report import Report
 
-_HEADS = ("program", "temporaries", "ratio", "GFLOP", "equations", "compile", "run")
+HEADS = ("program", "temporaries", "ratio", "GFLOP", "equations", "compile", "run")
 
 
-def _cells(name: str, row: Measurement, before: Measurement) -> tuple[str, ...]:
-    ratio = before.temp_bytes / row.temp_bytes if row.temp_bytes else float("inf")
+def cells(name: str, row: Measurement, before: Measurement) -> tuple[str, ...]:
+    """A program's row under `HEADS`: its name, and its figures beside plain JAX's."""
     return (
         name,
         format_bytes(row.temp_bytes),
-        f"{ratio:.2f}×",
+        f"{before.temp_bytes / row.temp_bytes:.2f}×" if row.temp_bytes else "-",
         "?" if row.flops is None else f"{row.flops / 1e9:.3g}",
         f"{row.eqns}",
         f"{row.compile_s:.1f} s",
@@ -35,10 +35,10 @@ def render(report: Report) -> Group:
     """The report for rich's console."""
     title = f"{report.entry}: {report.target} (JAX {report.jax}, {report.backend})"
     table = Table(title=title, title_justify="left", title_style="bold")
-    for place, head in enumerate(_HEADS):
+    for place, head in enumerate(HEADS):
         table.add_column(head, justify="left" if place == 0 else "right", no_wrap=True)
     for name, row in report.rows:
-        table.add_row(*_cells(name, row, report.before))
+        table.add_row(*cells(name, row, report.before))
     return Group(table, _plan(report), *_remarks(report), *_verdict(report))
 
 
@@ -73,8 +73,8 @@ def render_text(report: Report) -> str:
 def render_markdown(report: Report) -> str:
     """The report as GitHub's markdown."""
     lines = [f"### {report.entry}", "", f"{report.target}; JAX {report.jax}, {report.backend}", ""]
-    lines += [_row(_HEADS), _row(["---", *("---:" for _ in _HEADS[1:])])]
-    lines += [_row(_cells(name, row, report.before)) for name, row in report.rows]
+    lines += [_row(HEADS), _row(["---", *("---:" for _ in HEADS[1:])])]
+    lines += [_row(cells(name, row, report.before)) for name, row in report.rows]
     lines += ["", f"**Plan** {f'`{report.plan}`' if report.plan else _plan(report).plain}"]
     for head, remarks in (("Rewrites", report.rewrites), ("Declined", report.declined)):
         lines += ["", f"**{head}**", ""]
