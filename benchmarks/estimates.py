@@ -16,6 +16,7 @@ from mixflow.compiler.analysis.liveness import peak_memory
 from mixflow.report.report import CHECKPOINTED_STEP
 from mixflow.runtime.entries import load_entries
 from mixflow.runtime.measure import measure
+from mixflow.runtime.target import measured_target
 
 Row = dict[str, Any]
 
@@ -39,10 +40,10 @@ APART = 1.1
 
 @dataclass(frozen=True)
 class Subject:
-    """A program to estimate: a loss whose value_and_grad is taken in the first argument."""
+    """A meta-gradient to estimate, and its arguments."""
 
     name: str
-    loss: Callable[..., Any]
+    gradient: Callable[..., Any]
     args: tuple[Any, ...]
 
 
@@ -51,23 +52,24 @@ def reference_programs(sizes: list[Size], task: str) -> Iterator[Subject]:
     for size in sizes:
         words = f"{size.steps} steps, {size.layers} layers, {size.tokens} tokens"
         name = f"reference, {task.replace('_', ' ')}, {words}"
-        yield Subject(name, meta_loss(size, task), arguments(size, task))
+        yield Subject(name, jax.value_and_grad(meta_loss(size, task)), arguments(size, task))
 
 
 def examples(folder: Path) -> Iterator[Subject]:
     """The entries of the models in a folder, by name."""
     for path in sorted(folder.glob("*.py")):
         for entry in load_entries(str(path)):
-            yield Subject(f"{path.stem}.{entry.__name__}", entry.fun, entry.examples or ())
+            args = entry.examples or ()
+            gradient, _ = measured_target(entry.fun, args, {}, entry.options.jit)
+            yield Subject(f"{path.stem}.{entry.__name__}", gradient, args)
 
 
 def estimates(subjects: Iterator[Subject]) -> Iterator[Row]:
     """For each program and each of `PLANS`: estimate and truth in bytes, and their ratio."""
     for subject in subjects:
-        loss = jax.value_and_grad(subject.loss)
         for name, passes in PLANS.items():
             jax.clear_caches()
-            compiled = mixflow.compile(loss, passes=passes)
+            compiled = mixflow.compile(subject.gradient, passes=passes)
             estimate = peak_memory(compiled.optimised(*subject.args).jaxpr).bytes
             truth = measure(compiled, subject.args, {}, run=False).measurement.temp_bytes
             yield {

@@ -176,8 +176,10 @@ def test_plans_that_are_near_each_other_need_not_be_ranked() -> None:
 
 def test_the_examples_can_be_estimated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(estimates, "PLANS", {"plain JAX": ""})
-    lines = ["import jax, mixflow", "@mixflow.compile", "def f(x): return (x ** 2).sum()"]
+    lines = ["import jax, mixflow", "@mixflow.compile", "def f(x): return (x ** 2).sum(), {}"]
     lines += ["@f.example_args", "def _(): return (jax.numpy.ones(8),)"]
     (tmp_path / "model.py").write_text("\n".join(lines))
     (subject,) = estimates.examples(tmp_path)
     assert (subject.name, subject.args[0].shape) == ("model.f", (8,))
+    (value, _), (gradient,) = subject.gradient(*subject.args)
+    assert (value, gradient.shape) == (8, (8,))

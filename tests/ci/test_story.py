@@ -13,27 +13,10 @@ from pathlib import Path
 import pytest
 import yaml
 from github_job import ACTION, ROOT, Job
+from support import MODEL
 
 (HOOK,) = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text())
 
-MODEL = """
-import jax, jax.numpy as jnp, mixflow
-from mixflow.passes import DEFAULT_PIPELINE
-
-def loss(theta, eta, x):
-    return jnp.sum(jnp.tanh(x @ theta) ** 2 * jnp.exp(eta))
-
-@mixflow.compile(passes=DEFAULT_PIPELINE)
-def meta_loss(eta, theta, xs):
-    def step(theta, x):
-        return theta - 0.1 * jax.grad(loss)(theta, eta, x), None
-    theta, _ = jax.lax.scan(step, theta, xs)
-    return jnp.sum(theta ** 2)
-
-@meta_loss.example_args
-def _():
-    return jnp.float32(0.1), jnp.ones((3, 2)), jax.ShapeDtypeStruct((4, 5, 3), jnp.float32)
-"""
 STRAIGHT_THROUGH = """
 @jax.custom_vjp
 def rounded(x):
