@@ -12,58 +12,17 @@ from typing import Any
 
 import jax
 from jax.core import ShapedArray
-from jax.extend.core import ClosedJaxpr, Jaxpr, Var
-
-_OPENED = frozenset(
-    {"scan", "while", "cond", "jit", "pjit", "closed_call", "checkpoint", "remat", "remat2"}
-)
-"""Equations whose programs are looked into. Custom rules keep theirs."""
+from jax.extend.core import Var
 
 
-def orient_products(closed: ClosedJaxpr) -> ClosedJaxpr:
-    """The same program, products over the leading dimensions of both operands narrower first.
+def orient_product(eqn: Any) -> list[Any]:
+    """A product over the leading dimensions of both operands, narrower first; others as they are.
 
     Arguments:
-        closed: any program; what it computes stays the same to rounding.
+        eqn: any equation; what it computes stays the same to rounding.
     """
-    return ClosedJaxpr(_Orientation().jaxpr(closed.jaxpr), closed.consts)
-
-
-class _Orientation:
-    """One program; a jaxpr that stands in it several times stays one."""
-
-    def __init__(self) -> None:
-        self._done: dict[int, tuple[Any, Any]] = {}
-
-    def jaxpr(self, jaxpr: Jaxpr) -> Jaxpr:
-        """A jaxpr, and those inside it."""
-        if id(jaxpr) not in self._done:
-            eqns = [new for eqn in jaxpr.eqns for new in self._equation(eqn)]
-            # The key is an identity: what it belongs to must not be freed meanwhile.
-            self._done[id(jaxpr)] = jaxpr, jaxpr.replace(eqns=eqns)
-        return self._done[id(jaxpr)][1]
-
-    def _equation(self, eqn: Any) -> list[Any]:
-        name = eqn.primitive.name
-        if name == "dot_general":
-            return _swapped(eqn) if _reads_wider_columns(eqn) else [eqn]
-        if name in _OPENED:
-            return [eqn.replace(params={key: self._param(v) for key, v in eqn.params.items()})]
-        return [eqn]
-
-    def _param(self, value: Any) -> Any:
-        if isinstance(value, ClosedJaxpr):
-            return self._closed(value)
-        if isinstance(value, Jaxpr):
-            return self.jaxpr(value)
-        if isinstance(value, tuple) and value and isinstance(value[0], ClosedJaxpr):
-            return tuple(map(self._closed, value))
-        return value
-
-    def _closed(self, closed: ClosedJaxpr) -> ClosedJaxpr:
-        if id(closed) not in self._done:
-            self._done[id(closed)] = closed, ClosedJaxpr(self.jaxpr(closed.jaxpr), closed.consts)
-        return self._done[id(closed)][1]
+    is_product = eqn.primitive.name == "dot_general"
+    return _swapped(eqn) if is_product and _reads_wider_columns(eqn) else [eqn]
 
 
 def _reads_wider_columns(eqn: Any) -> bool:

@@ -232,6 +232,9 @@ class Planner:
             # What the loop holds has changed, and with it what segments are worth.
             other = 0 if self._balanced.plan.slack is None else None
             self.candidate(replace(self._balanced.plan, slack=other))
+            if self._balanced.plan.slack == 0:
+                # The step is a large part of what is left; to run more of it again may be worth it.
+                self.candidate(replace(self._balanced.plan, rerun=1.5))
 
     def _held(self, levels: int) -> float:
         """Bytes of the states that the inner loop holds at once, nested so deep."""

@@ -42,7 +42,9 @@ from mixflow.compiler.differentiand import (
     partition,
     spread,
 )
-from mixflow.compiler.orientation import orient_products
+from mixflow.compiler.equations import rewrite_equations
+from mixflow.compiler.orientation import orient_product
+from mixflow.compiler.waiting import wait_for_less
 
 # --- primal[f] ---------------------------------------------------------------------------------
 
@@ -282,7 +284,8 @@ def spelled_out(primitive: Primitive, operands: Values, params: dict[str, Any]) 
         operands: arrays, tracers or `jax.ShapeDtypeStruct`.
         params: the equation's parameters.
     """
-    return orient_products(jax.make_jaxpr(partial(SYMBOLIC[primitive], **params))(*operands))
+    closed = jax.make_jaxpr(partial(SYMBOLIC[primitive], **params))(*operands)
+    return rewrite_equations(rewrite_equations(closed, wait_for_less), orient_product)
 
 
 def _lowered(primitive: Primitive, *operands: Any, **params: Any) -> list[Any]:

@@ -35,14 +35,19 @@ def in_process(module: str, job: str, folder: Path | None = None) -> dict[str, A
     isolated = ["-P"] if folder is None else []
     command = [sys.executable, *isolated, "-m", module, job]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode < 0:
-        raise ChildDied(_ended_by(signal.Signals(-done.returncode)))
-    if done.returncode > 0 or not done.stdout:
-        raise ChildDied((done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1])
+    if done.returncode or not done.stdout:
+        raise death_of(done.returncode, done.stderr)
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     if "failed" in answer:
         raise ChildDied(answer["failed"])
     return answer
+
+
+def death_of(status: int, errors: str) -> ChildDied:
+    """Why a process gave no answer: the signal that ended it, or the last line of its errors."""
+    if status < 0:
+        return ChildDied(_ended_by(signal.Signals(-status)))
+    return ChildDied((errors.strip() or f"exit status {status}").splitlines()[-1])
 
 
 def _ended_by(number: signal.Signals) -> str:

@@ -8,7 +8,8 @@ import pytest
 from jax.extend.core import check_jaxpr
 from support import assert_close, compiled, equations
 
-from mixflow.compiler.orientation import orient_products
+from mixflow.compiler.equations import rewrite_equations
+from mixflow.compiler.orientation import orient_product
 
 WIDE, NARROW = jnp.ones((6, 7)), jnp.ones((6, 3))
 
@@ -18,7 +19,7 @@ def products(closed):
 
 
 def oriented(f, *args):
-    closed = orient_products(jax.make_jaxpr(f)(*args))
+    closed = rewrite_equations(jax.make_jaxpr(f)(*args), orient_product)
     check_jaxpr(closed.jaxpr)
     return closed
 
@@ -63,7 +64,7 @@ def test_over_several_leading_dimensions_and_with_several_kept():
 def test_not(left, right, dims):
     f = lambda x, y: jax.lax.dot_general(x, y, dims)  # noqa: E731
     before = jax.make_jaxpr(f)(left, right)
-    assert str(orient_products(before)) == str(before)
+    assert str(rewrite_equations(before, orient_product)) == str(before)
 
 
 def test_in_loops_branches_and_checkpoints():

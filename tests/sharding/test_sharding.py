@@ -107,9 +107,14 @@ def test_the_devices_communicate_no_more(on_eight_devices, case):
 
 @pytest.mark.parametrize("case", PARAMETERS)
 def test_sharded_parameters_are_not_gathered_again_for_a_second_run(on_eight_devices, case):
-    """Only its tangent is: barriers hold that back."""
+    """Nor are tangents. But what runs a loss again needs its first weights, too.
+
+    Plain JAX has that product stored, in each of two steps; on this mesh it exchanges nothing else
+    beside.
+    """
     before, after = (on_eight_devices[case][side]["collectives"] for side in ("before", "after"))
-    assert after["all-gather"] <= 1.25 * before["all-gather"], (before, after)
+    first_weights = 2 if "explicit" in case else 0
+    assert after["all-gather"] <= before["all-gather"] + first_weights, (before, after)
     assert after["all-reduce"] <= before["all-reduce"]
     assert after.keys() <= before.keys()
 

@@ -1,0 +1,68 @@
+"""What the second run of a checkpoint waits for.
+
+A checkpoint in a straight line has barriers before its inputs: without any, XLA would merge its
+second run with its first, and keep everything in between. JAX puts one before every tangent.
+Behind a barrier, what takes communication to read, such as a tangent that is sharded as its
+parameter is, is fetched for each run anew. So the tangents of inputs that do not wait do not
+wait either, where that keeps the runs apart.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from jax.extend.core import Jaxpr, Literal, Var
+
+_LAYOUT = frozenset({"broadcast_in_dim", "convert_element_type", "reshape", "squeeze", "transpose"})
+"""Primitives whose result XLA may share between two runs: it is no more than another layout."""
+
+_CHECKPOINTS = frozenset({"checkpoint", "remat", "remat2"})
+
+
+def wait_for_less(eqn: Any) -> list[Any]:
+    """A checkpoint with as few barriers as keep its runs apart; other equations as they are.
+
+    Arguments:
+        eqn: any equation. A checkpoint whose barriers are not told one by one keeps them.
+    """
+    waiting = eqn.params.get("prevent_cse") if eqn.primitive.name in _CHECKPOINTS else None
+    if not isinstance(waiting, tuple):
+        return [eqn]
+    fewer = _needed(eqn.params["jaxpr"], waiting)
+    return [eqn.replace(params={**eqn.params, "prevent_cse": fewer})]
+
+
+def _needed(body: Jaxpr, waiting: tuple[bool, ...]) -> tuple[bool, ...]:
+    """Fewer of the barriers, such that everything computed still has one of them behind it.
+
+    Only what may be the tangent of an input that does not wait loses its own: it is read as that
+    one is, and has its type. A cotangent never should: it is what the second run is to wait for.
+    """
+    held = {arg for arg, waits in zip(body.invars, waiting, strict=True) if waits}
+    there = Counter(str(arg.aval) for arg in body.invars if arg not in held)
+    first_reads = _first_reads(body)
+    for arg in body.invars:
+        others = held - {arg}
+        reads = [read for read in first_reads if arg in read]
+        may_be_tangent = arg in held and there[str(arg.aval)] > 0 and reads
+        if may_be_tangent and all(read & others for read in reads):
+            there[str(arg.aval)] -= 1
+            held = others
+    return tuple(arg in held for arg in body.invars)
+
+
+def _first_reads(body: Jaxpr) -> list[set[Var]]:
+    """For each equation that computes from nothing but inputs, in any layout, those inputs."""
+    sources: dict[Var, set[Var]] = {arg: {arg} for arg in body.invars}
+    found: list[set[Var]] = []
+    for eqn in body.eqns:
+        reads = [atom for atom in eqn.invars if not isinstance(atom, Literal)]
+        if not reads or not sources.keys() >= set(reads):
+            continue
+        behind = set[Var]().union(*(sources[atom] for atom in reads))
+        if eqn.primitive.name in _LAYOUT:
+            sources.update(dict.fromkeys(eqn.outvars, behind))
+        else:
+            found.append(behind)
+    return found
