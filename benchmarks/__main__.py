@@ -14,13 +14,16 @@ import click
 from benchmarks.budgets import budgets
 from benchmarks.compare import Comparison
 from benchmarks.estimates import complaints, estimates, examples, reference_programs
+from benchmarks.files import require_plots, say
 from benchmarks.machine import versions
 from benchmarks.overhead import overhead
 from benchmarks.programs import COMPARED, NAMES, is_program
 from benchmarks.reference import TASKS, Size
-from benchmarks.report import can_plot, reports, write
+from benchmarks.report import reports, write
+from benchmarks.scale.command import scale_command
 from benchmarks.sizes import sizes
 from benchmarks.tables import budgets_page, estimates_page
+from benchmarks.zoo.command import loops_command, zoo_command
 from mixflow.runtime.artifact_files import replacing
 
 
@@ -45,12 +48,6 @@ def _programs(_: Any, option: Any, text: str | None) -> tuple[str, ...] | None:
     if unknown:
         raise click.BadParameter(f"there is no {unknown[0]!r}; there are {', '.join(NAMES)}")
     return names
-
-
-def _folder(_: Any, option: Any, folder: Path | None) -> Path | None:
-    if folder is not None and not can_plot():
-        raise click.BadParameter("matplotlib draws the pictures, and is not installed")
-    return folder
 
 
 _COUNT = click.IntRange(min=1)
@@ -79,7 +76,7 @@ def _over_sizes(command: Callable[..., None]) -> Callable[..., None]:
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
-    callback=_folder,
+    callback=require_plots,
     help="Also write reference.json, a table and pictures to this folder, after each size.",
 )
 def reference_command(**options: Any) -> None:
@@ -92,7 +89,7 @@ def reference_command(**options: Any) -> None:
         raise click.UsageError("--sweep and --long-loop cannot both be asked for")
     points = sizes(_given(options), sweep=options["sweep"], long_loop=options["long_loop"])
     report: dict[str, Any] = {}
-    for report in reports(points, _comparison(options), _say):
+    for report in reports(points, _comparison(options), say):
         if options["out"]:
             write(report, options["out"])
     click.echo(json.dumps(report, indent=2))
@@ -114,7 +111,7 @@ def budgets_command(task: str, sweep: bool, page: Path | None, **given: int | No
     """Budgets between the extremes and below the least; exit code 1 if one is not honoured."""
     rows: list[dict[str, Any]] = []
     for row in budgets(sizes(_given(given), sweep=sweep), task):
-        _say(f"{row['size']}: within" if row["within"] else f"{row['size']}: over")
+        say(f"{row['size']}: within" if row["within"] else f"{row['size']}: over")
         rows.append(row)
     report = {"versions": versions(), "task": task, "rows": rows}
     _finish(report, budgets_page(report), page)
@@ -138,7 +135,7 @@ def estimates_command(
     subjects = examples(folder) if folder else reference_programs(points, task)
     rows: list[dict[str, Any]] = []
     for row in estimates(subjects):
-        _say(f"{row['program']}: {row['plan']}: {row['ratio']:.2f}")
+        say(f"{row['program']}: {row['plan']}: {row['ratio']:.2f}")
         rows.append(row)
     report = {"versions": versions(), "rows": rows, "complaints": complaints(rows)}
     _finish(report, estimates_page(report), page)
@@ -168,9 +165,9 @@ def _comparison(options: dict[str, Any]) -> Comparison:
     )
 
 
-def _say(what: str) -> None:
-    if sys.stderr.isatty():
-        click.echo(what, err=True)
+main.add_command(zoo_command)
+main.add_command(loops_command)
+main.add_command(scale_command)
 
 
 if __name__ == "__main__":

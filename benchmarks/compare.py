@@ -138,10 +138,9 @@ def _errors(folder: Path, programs: tuple[str, ...]) -> dict[str, Figures]:
     if not found:
         return {}
     against = "plain" if "plain" in found else found[0]
-    expected = _leaves(_results(folder, against))
     return {
         name: {
-            "relative_error": _relative_error(_leaves(_results(folder, name)), expected),
+            "relative_error": relative_error(_results(folder, name), _results(folder, against)),
             "compared_with": against,
         }
         for name in found
@@ -149,13 +148,15 @@ def _errors(folder: Path, programs: tuple[str, ...]) -> dict[str, Figures]:
     }
 
 
-def _leaves(path: Path) -> list[Any]:
-    with np.load(path) as leaves:
-        return [leaves[name].astype(np.float64) for name in leaves.files]
+def relative_error(results: Path, expected: Path) -> float:
+    """The largest ‖a-b‖∞ / ‖b‖∞ over the leaves that two npz files hold."""
 
-
-def _relative_error(leaves: list[Any], expected: list[Any]) -> float:
     def error(a: Any, b: Any) -> float:
         return float(abs(a - b).max() / (abs(b).max() or 1.0))
 
-    return max(map(error, leaves, expected))
+    return max(map(error, _leaves(results), _leaves(expected)))
+
+
+def _leaves(path: Path) -> list[Any]:
+    with np.load(path) as leaves:
+        return [leaves[name].astype(np.float64) for name in leaves.files]

@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from benchmarks.compare import Comparison, compare
+from benchmarks.files import write_all
 from benchmarks.machine import machine, versions
 from benchmarks.ratios import ratios
 from benchmarks.reference import Size
 from benchmarks.tables import page
-from mixflow.runtime.artifact_files import replacing
 
 
 def reports(
@@ -45,23 +44,11 @@ def _shared(sizes: list[Size]) -> dict[str, int]:
     return {name: at for name, at in first.items() if all(one[name] == at for one in others)}
 
 
-def can_plot() -> bool:
-    """Whether matplotlib is installed."""
-    return find_spec("matplotlib") is not None
-
-
 def write(report: dict[str, Any], folder: Path) -> None:
     """Write `reference.json`, `reference.md` and the pictures to a folder, each file whole."""
     from benchmarks.plots import plots  # noqa: PLC0415  # matplotlib is needed for nothing else
 
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "reference.json", (json.dumps(report, indent=2) + "\n").encode())
     pictures = plots(report["rows"])
-    _write(folder / "reference.md", page(report, pictures).encode())
-    for name, png in pictures.items():
-        _write(folder / name, png)
-
-
-def _write(path: Path, content: bytes) -> None:
-    with replacing(path) as file:
-        file.write(content)
+    text = json.dumps(report, indent=2) + "\n"
+    found = {"reference.json": text, "reference.md": page(report, pictures)}
+    write_all(folder, {name: content.encode() for name, content in found.items()} | pictures)

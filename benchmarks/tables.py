@@ -37,15 +37,20 @@ def page(report: dict[str, Any], pictures: Iterable[str] = ()) -> str:
 
 
 def _heading(report: dict[str, Any]) -> str:
-    versions, machine = report["versions"], report["machine"]
-    size = report["size"]
-    common = ", ".join(f"{name} {at}" for name, at in size.items())
+    common = ", ".join(f"{name} {at}" for name, at in report["size"].items())
     return (
         f"# Reference program: {report['task'].replace('_', ' ')}\n\n"
-        f"JAX {versions['jax']}, Python {versions['python']}, mixflow {versions['mixflow']}; "
-        f"{machine['cpu']}, {machine['cores']} cores, "
-        f"{machine['memory_bytes'] / 1e9:.0f} GB; {report['dtype']}. Common to all rows: {common}. "
+        f"{made_with(report)} {report['dtype']}. Common to all rows: {common}. "
         f"{_rounds(report['rows'])}"
+    )
+
+
+def made_with(report: dict[str, Any]) -> str:
+    """Versions and machine, a sentence."""
+    versions, machine = report["versions"], report["machine"]
+    return (
+        f"JAX {versions['jax']}, Python {versions['python']}, mixflow {versions['mixflow']}; "
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_bytes'] / 1e9:.0f} GB."
     )
 
 
@@ -127,6 +132,12 @@ def budgets_page(report: dict[str, Any]) -> str:
     return _titled(title, report, heads, rows, over)
 
 
+def markdown_table(heads: list[str], rows: list[list[str]]) -> str:
+    """A table; columns whose first row holds a number are aligned to the right."""
+    aligned = ["---:" if _is_number(cell) else "---" for cell in (rows or [heads])[0]]
+    return "\n".join(map(_line, [heads, aligned, *rows]))
+
+
 def _titled(
     title: str,
     report: dict[str, Any],
@@ -136,8 +147,7 @@ def _titled(
 ) -> str:
     versions = report["versions"]
     line = f"JAX {versions['jax']}, Python {versions['python']}, mixflow {versions['mixflow']}."
-    aligned = ["---:" if _is_number(cell) else "---" for cell in (rows or [heads])[0]]
-    parts = [f"# {title}", line, "\n".join(map(_line, [heads, aligned, *rows]))]
+    parts = [f"# {title}", line, markdown_table(heads, rows)]
     return "\n\n".join([*parts, *(f"- {one}" for one in complaints)]) + "\n"
 
 
