@@ -11,6 +11,9 @@ import click
 
 from mixflow.runtime.artifact_files import replacing
 
+PAGES = Path(__file__).resolve().parents[1] / "docs" / "benchmarks"
+"""Where the documentation has its figures."""
+
 
 def write_all(folder: Path, files: dict[str, bytes]) -> None:
     """Write files by name to a folder, each whole."""

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import click
 
-from benchmarks.files import say, write_all
+from benchmarks.files import PAGES, say, write_all
 from benchmarks.machine import machine, versions
 from benchmarks.scale.models import MEMORY, MODELS, STEPS, TOKENS
 from benchmarks.scale.walk import Walk, walk
@@ -33,10 +33,11 @@ def _bytes(_: Any, option: Any, text: str | None) -> int | None:
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Also write scale.json and scale.md to this folder, after each program.",
+    default=PAGES,
+    help="Where scale.json and scale.md go, after each program.",
 )
 def scale_command(
-    device: Literal["cpu", "gpu"], memory: int | None, steps: int | None, out: Path | None
+    device: Literal["cpu", "gpu"], memory: int | None, steps: int | None, out: Path
 ) -> None:
     """The largest model and the longest sequence that fit: plain JAX, an expert, mixflow."""
     memory = memory or budget_bytes(MEMORY[device])
@@ -51,9 +52,8 @@ def scale_command(
     }
     for row in walk(how, say):
         report["rows"].append(row)
-        if out is not None:
-            text = json.dumps(report, indent=2) + "\n"
-            write_all(out, {"scale.json": text.encode(), "scale.md": scale_page(report).encode()})
+        text = json.dumps(report, indent=2) + "\n"
+        write_all(out, {"scale.json": text.encode(), "scale.md": scale_page(report).encode()})
     click.echo(json.dumps(report, indent=2))
 
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import click
 
-from benchmarks.files import require_plots, say, write_all
+from benchmarks.files import PAGES, require_plots, say, write_all
 from benchmarks.machine import machine, versions
 from benchmarks.zoo.loops import loop_row, loops_page
 from benchmarks.zoo.measure import How, measure
-from benchmarks.zoo.page import with_summary, zoo_page
+from benchmarks.zoo.page import BEGIN, END, has_marks, with_summary, zoo_page
 from benchmarks.zoo.replay import REPLAYED
 from mixflow.runtime.artifact_files import replacing
 
@@ -23,8 +23,12 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 _COUNT = click.IntRange(min=1)
 
 
+def _there() -> list[str]:
+    return sorted(path.stem for path in EXAMPLES.glob("*.py"))
+
+
 def _names(_: Any, option: Any, text: str | None) -> list[str]:
-    there = sorted(path.stem for path in EXAMPLES.glob("*.py"))
+    there = _there()
     names = list(dict.fromkeys(text.split(","))) if text else there
     unknown = [name for name in names if name not in there]
     if unknown:
@@ -42,13 +46,21 @@ def _lengths(_: Any, option: Any, text: str) -> list[int]:
     return lengths
 
 
+def _marked(_: Any, option: Any, path: Path | None) -> Path | None:
+    """A file that a summary can be written to; found out before all is measured."""
+    if path is not None and not has_marks(path.read_text()):
+        raise click.BadParameter(f"{path} has no lines {BEGIN!r} and {END!r} to write between")
+    return path
+
+
 def _measured(command: Callable[..., None]) -> Callable[..., None]:
     """How often, and where to."""
     out = click.option(
         "--out",
         type=click.Path(path_type=Path, file_okay=False),
+        default=PAGES,
         callback=require_plots,
-        help="Also write JSON, a page and pictures to this folder.",
+        help="Where JSON, a page and pictures go.",
     )
     runs = click.option("--runs", type=_COUNT, default=5, help="Timed runs in each round.")
     rounds = click.option("--rounds", type=_COUNT, default=5, help="In turn with the others.")
@@ -61,43 +73,38 @@ def _measured(command: Callable[..., None]) -> Callable[..., None]:
 @click.option(
     "--summary",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    callback=_marked,
     help="Also write the summary between this file's two marks.",
 )
-def zoo_command(
-    names: list[str], rounds: int, runs: int, out: Path | None, summary: Path | None
-) -> None:
-    """The examples: plain JAX, a checkpointed step, mixflow, and mixflow at half of that."""
+def zoo_command(names: list[str], rounds: int, runs: int, out: Path, summary: Path | None) -> None:
+    """The examples: plain JAX, a checkpointed step, mixflow, and mixflow at half of that.
+
+    The page in the documentation is of all examples: with --only, give --out as well.
+    """
+    if len(names) < len(_there()) and out == PAGES:
+        raise click.UsageError(f"--only would leave the others out of {PAGES}: give --out as well")
     how, rows = How(rounds=rounds, runs=runs), []
     for name in names:
         rows.append({"example": name, "programs": measure(EXAMPLES / f"{name}.py", how, say)})
-        if out is not None:
-            _write(_report(rows, how), out, "zoo")
+        _write(_report(rows, how), out, "zoo")
     report = _report(rows, how)
     if summary is not None:
-        text = _summarised(summary, report)
+        text = with_summary(summary.read_text(), report)
         with replacing(summary) as file:
             file.write(text.encode())
     click.echo(json.dumps(report, indent=2))
 
 
-def _summarised(path: Path, report: Figures) -> str:
-    try:
-        return with_summary(path.read_text(), report)
-    except ValueError as error:
-        raise click.BadParameter(f"{path}: {error}", param_hint="--summary") from None
-
-
 @click.command("loops")
 @click.option("--steps", callback=_lengths, default="64,256,1024,4096", help="T, by commas.")
 @_measured
-def loops_command(steps: list[int], rounds: int, runs: int, out: Path | None) -> None:
+def loops_command(steps: list[int], rounds: int, runs: int, out: Path) -> None:
     """Long training loops against their length, beside a host-side replay of steps."""
     how, rows = How(rounds=rounds, runs=runs), []
     for name in REPLAYED:
         for length in steps:
             rows.append(loop_row(EXAMPLES / f"{name}.py", length, how, say))
-            if out is not None:
-                _write(_report(rows, how), out, "loops")
+            _write(_report(rows, how), out, "loops")
     click.echo(json.dumps(_report(rows, how), indent=2))
 
 

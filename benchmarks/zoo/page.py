@@ -170,14 +170,13 @@ def _median(values: Iterable[float | None]) -> float | None:
     return statistics.median(found) if found else None
 
 
-def with_summary(text: str, report: Figures) -> str:
-    """A text with the summary between its two marks.
+def has_marks(text: str) -> bool:
+    """Whether a text has the two marks that a summary goes between."""
+    return -1 < text.find(BEGIN) < text.find(END)
 
-    Raises:
-        ValueError: the text has no such marks.
-    """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"there are no lines {BEGIN!r} and {END!r} to write between")
+
+def with_summary(text: str, report: Figures) -> str:
+    """A text with the summary between its two marks, which it has."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n{summary(report)}\n{END}{after}"
