@@ -20,6 +20,7 @@ import numpy as np
 from benchmarks.zoo.replay import replayed
 from benchmarks.zoo.worker import serve
 from mixflow.compiler.dialects.remarks import Remark
+from mixflow.report.places import place, places_in
 from mixflow.report.report import CHECKPOINTED_STEP
 from mixflow.runtime.entries import load_entries
 from mixflow.runtime.function import CompiledFunction
@@ -102,7 +103,10 @@ def _remarks(jitted: Any, args: tuple[Any, ...]) -> Figures:
     outcome = jitted.optimised(*args)
 
     def listed(remarks: tuple[Remark, ...] | list[Remark]) -> list[Figures]:
-        return [{"pass": remark.by, "at": remark.at, "text": remark.text} for remark in remarks]
+        return [
+            {"pass": remark.by, "at": place(remark.at), "text": places_in(remark.text)}
+            for remark in remarks
+        ]
 
     return {
         "plan": outcome.passes,

@@ -37,8 +37,9 @@ def loops_page(report: Figures, pictures: Iterable[str] = ()) -> str:
         (
             "One meta-gradient through T training steps, in float32: by plain JAX, by plain JAX "
             "with a checkpointed step, by a loop on the host that replays steps as REPLAY does "
-            "(a tree of arity 4), and by mixflow. Each in a process of its own, run in turn, "
-            f"{report['rounds']} rounds; figures are medians. Temporaries in MB, time in seconds."
+            "(a tree of arity 4), and by mixflow. Each in a process of its own, run in turn; "
+            f"figures are medians over {report['rounds']} rounds. Temporaries in MB, "
+            "time in seconds."
         ),
         *(_table(name, report["rows"]) for name in dict.fromkeys(_examples(report["rows"]))),
         *(f"![{name.removesuffix('.png')}]({name})" for name in pictures),

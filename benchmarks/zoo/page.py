@@ -37,9 +37,9 @@ def zoo_page(report: Figures, pictures: Iterable[str] = ()) -> str:
             "One meta-gradient of each program in `examples/`, in float32: by plain JAX, by plain "
             "JAX with a checkpointed step, by mixflow, and by mixflow with a memory budget of half "
             "of what it then needs (arguments and results count there, and are a part that no plan "
-            f"can lower). Each in a process of its own, run in turn, {report['rounds']} rounds; "
-            "figures are medians. Error: of value and gradient against plain JAX, relative, the "
-            "largest of all three programs."
+            "can lower). Each in a process of its own, run in turn; figures are medians over "
+            f"{report['rounds']} rounds. Relative error: of value and gradient against plain JAX, "
+            "the largest of the three programs."
         ),
         _memory_table(rows),
         _time_table(rows),

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from mixflow.errors import MixflowError
 from mixflow.runtime.entries import describe
 from mixflow.runtime.side_by_side import ChildDied, death_of, die_first, die_with_parent
 
@@ -95,5 +96,7 @@ def serve(answers: Iterator[dict[str, Any]]) -> None:
 def _with_failure(answers: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     try:
         yield from answers
+    except MixflowError as error:
+        yield {"failed": " ".join(str(error).split())}
     except Exception as error:
         yield {"failed": describe(error)}
