@@ -10,6 +10,7 @@ _SMALL = [
     Model(256, 8, 5, vocabulary=1024),
     Model(384, 6, 6, vocabulary=2048),
     Model(512, 8, 6, vocabulary=4096),
+    Model(512, 8, 8, vocabulary=8192),
 ]
 """From 1 M parameters up."""
 
@@ -33,11 +34,11 @@ _CHINCHILLA = [
 ]
 """44 M to 489 M parameters."""
 
-MODELS = {"cpu": [*_SMALL, *_CHINCHILLA[:3:2]], "gpu": _CHINCHILLA}
+MODELS = {"cpu": [*_SMALL, *_CHINCHILLA[:3]], "gpu": _CHINCHILLA}
 TOKENS = {"cpu": 256, "gpu": 2048}
 """The length at which models are walked; at the first model, lengths are."""
 LENGTHS = {
-    "cpu": [128, 256, 512, 1024, 2048, 4096, 8192],
+    "cpu": [256, 384, 512, 768, 1024, 1536, 2048, 3072],
     "gpu": [512, 1024, 2048, 4096, 8192, 16384, 32768],
 }
 MEMORY = {"cpu": "4GB", "gpu": "70GB"}
