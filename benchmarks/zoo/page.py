@@ -119,7 +119,17 @@ def verdict(row: Figures) -> str:
     if memory >= 1:
         return f"**no less memory** ({memory:.2f}), {time:.2f} of its time"
     words = f"{memory:.2f} of its memory, {time:.2f} of its time"
-    return words if time <= EQUAL else f"{words}: **slower**"
+    if time <= EQUAL:
+        return words
+    return f"{words}: **slower**{_cause(row['programs']['mixflow']['rewrites'])}"
+
+
+def _cause(rewrites: list[Figures]) -> str:
+    """What of a plan takes time that a checkpointed step does not."""
+    texts = [one["text"] for one in rewrites]
+    if any("each level" in text for text in texts):
+        return ", as the steps run forward once more for each level"
+    return ", as segments run again" if any("run again from" in text for text in texts) else ""
 
 
 def _details(row: Figures) -> str:

@@ -134,6 +134,9 @@ def test_what_is_no_better_says_so() -> None:
     slow = row()
     slow["programs"]["mixflow"]["run_s"] = 1.0
     assert verdict(slow) == "0.50 of its memory, 10.00 of its time: **slower**"
+    text = "2 segments are run again from what they are given"
+    slow["programs"]["mixflow"]["rewrites"] = [{"pass": "segment-loss", "at": "", "text": text}]
+    assert verdict(slow).endswith("**slower**, as segments run again")
     slow["programs"]["mixflow"]["failed"] = "killed"
     assert verdict(slow) == "not compared"
 
