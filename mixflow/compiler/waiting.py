@@ -14,7 +14,7 @@ from typing import Any
 
 from jax.extend.core import Jaxpr, Literal, Var
 
-_LAYOUT = frozenset({"broadcast_in_dim", "convert_element_type", "reshape", "squeeze", "transpose"})
+LAYOUT = frozenset({"broadcast_in_dim", "convert_element_type", "reshape", "squeeze", "transpose"})
 """Primitives whose result XLA may share between two runs: it is no more than another layout."""
 
 _CHECKPOINTS = frozenset({"checkpoint", "remat", "remat2"})
@@ -61,7 +61,7 @@ def _first_reads(body: Jaxpr) -> list[set[Var]]:
         if not reads or not sources.keys() >= set(reads):
             continue
         behind = set[Var]().union(*(sources[atom] for atom in reads))
-        if eqn.primitive.name in _LAYOUT:
+        if eqn.primitive.name in LAYOUT:
             sources.update(dict.fromkeys(eqn.outvars, behind))
         else:
             found.append(behind)

@@ -30,6 +30,7 @@ from mixflow.compiler.dialects.mixflow import VjpOp
 from mixflow.compiler.dialects.remarks import has_remark, rewrote
 from mixflow.compiler.emitter import main_function
 from mixflow.compiler.schedule import Schedule, find_schedule
+from mixflow.compiler.waiting import LAYOUT
 from mixflow.passes.canonicalize import dissolve, is_dissolvable
 from mixflow.passes.checkpoint_inner_loop import checkpoint_body
 
@@ -188,10 +189,6 @@ class Segmenter:
         return DenseArrayBase.from_list(i1, barriers)
 
 
-_LAYOUT = frozenset({"broadcast_in_dim", "convert_element_type", "reshape", "squeeze", "transpose"})
-"""Primitives whose result XLA may share between two runs: it is no more than another layout."""
-
-
 def read_alone(block: Block, args: AbstractSet[SSAValue]) -> set[SSAValue]:
     """Those of a block's arguments from which alone something is computed, not just laid out."""
     sources: dict[SSAValue, set[SSAValue]] = {arg: {arg} for arg in args}
@@ -201,7 +198,7 @@ def read_alone(block: Block, args: AbstractSet[SSAValue]) -> set[SSAValue]:
         if isinstance(op, YieldOp) or not reads or not sources.keys() >= set(reads):
             continue
         behind = set[SSAValue]().union(*(sources[value] for value in reads))
-        if isinstance(op, LeafOp) and op.info.primitive.name in _LAYOUT:
+        if isinstance(op, LeafOp) and op.info.primitive.name in LAYOUT:
             sources.update(dict.fromkeys(op.results, behind))
         else:
             found |= behind
