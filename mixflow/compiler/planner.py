@@ -7,7 +7,6 @@ the runtime, and of the chosen plan only.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -162,14 +161,10 @@ class Planner:
             return [self._balanced]
         self._explore_widely()
         self._fit(budget)
-        least = self._least
+        least = min(self.considered, key=lambda one: one.total_bytes)
         within = [one for one in self.considered if one.total_bytes <= budget]
         fastest = min(within, key=lambda one: one.seconds, default=least)
         return [fastest] if fastest is least else [fastest, least]
-
-    @property
-    def _least(self) -> Candidate:
-        return min(self.considered, key=lambda one: one.total_bytes)
 
     @property
     def _balanced(self) -> Candidate:
@@ -223,20 +218,16 @@ class Planner:
         before = self._costed.get(step)
         return before is not None and self._balanced.total_bytes < FAR_BELOW * before.total_bytes
 
-    def _explore_loop(self, *, deep: bool = False) -> None:
-        """Nest the loop deeper while the states that it holds are a good part of the whole.
-
-        Arguments:
-            deep: also nest it deeper than the best of both.
-        """
-        levels, kinds = 1, {False, self.facts.symmetric}
-        while kinds and self._holds_much(levels):
+    def _explore_loop(self) -> None:
+        """Nest the loop deeper while the states that it holds are a good part of the whole."""
+        levels = 1
+        while self.facts.steps and self._held(levels) > self._balanced.total_bytes / 4:
             levels += 1
-            best = self._balanced
-            plan = replace(best.plan, symmetric=self.facts.symmetric, levels=levels)
-            kinds = {saved for saved in kinds if self._gains(replace(plan, saved=saved))}
-            if self._balanced is best and not deep:
-                break  # deeper levels hold less by less, and take longer
+            if self._held(levels) == self._held(levels - 1):
+                return
+            for saved in {False, self.facts.symmetric}:
+                plan = replace(self._balanced.plan, symmetric=self.facts.symmetric)
+                self.candidate(replace(plan, levels=levels, saved=saved))
         if levels > 1 and self._device.keeps_barriers:
             # What the loop holds has changed, and with it what segments are worth.
             other = 0 if self._balanced.plan.slack is None else None
@@ -244,17 +235,6 @@ class Planner:
             if self._balanced.plan.slack == 0:
                 # The step is a large part of what is left; to run more of it again may be worth it.
                 self.candidate(replace(self._balanced.plan, rerun=1.5))
-
-    def _holds_much(self, levels: int) -> bool:
-        """Whether states are a good part of the memory, and one more level would hold fewer."""
-        if not self.facts.steps or self._held(levels + 1) == self._held(levels):
-            return False
-        return self._held(levels) > self._balanced.total_bytes / 4
-
-    def _gains(self, plan: Plan) -> bool:
-        """Whether a deeper level takes less memory than all others that save as much."""
-        alike = [one.total_bytes for one in self.considered if one.plan.saved == plan.saved]
-        return self.candidate(plan).total_bytes < min(alike, default=math.inf)
 
     def _held(self, levels: int) -> float:
         """Bytes of the states that the inner loop holds at once, nested so deep."""
@@ -268,9 +248,7 @@ class Planner:
 
     def _fit(self, budget: int) -> None:
         """Cost what comes near the budget: more slack where there is room, more reruns if not."""
-        if self._least.total_bytes > budget:
-            self._explore_loop(deep=True)
-        least = self._least
+        least = min(self.considered, key=lambda one: one.total_bytes)
         if least.total_bytes > budget and least.plan.slack is not None:
             self.candidate(replace(least.plan, slack=0, rerun=1.5))
             self.candidate(replace(least.plan, slack=0, rerun=3.0))
