@@ -10,6 +10,7 @@ import statistics
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -67,21 +68,35 @@ def measure(job: Job) -> dict[str, Any]:
 
 def _run(job: Job, compiled: Any, args: tuple[Any, ...]) -> dict[str, Any]:
     args = jax.block_until_ready(jax.device_put(args))
+    first = first_run(lambda: compiled(*args), job.results)
+    return {**first, "run_s": median_seconds(lambda: compiled(*args), job.runs)}
+
+
+def first_run(run: Callable[[], Any], results: str | None) -> dict[str, Any]:
+    """By how many bytes the process's resident memory grows at its peak.
+
+    Arguments:
+        run: starts one run of the program.
+        results: where the result's leaves go, an npz file; None to leave them.
+    """
     forget_peak()
     before = peak_bytes()
-    result = jax.block_until_ready(compiled(*args))
+    result = jax.block_until_ready(run())
     resident = peak_bytes() - before
-    if job.results is not None:
-        np.savez(job.results, *map(np.asarray, jax.tree.leaves(result)))
-    del result
-    times = [_seconds(compiled, args) for _ in range(job.runs)]
-    return {"resident_bytes": resident, "run_s": statistics.median(times)}
+    if results is not None:
+        np.savez(results, *map(np.asarray, jax.tree.leaves(result)))
+    return {"resident_bytes": resident}
 
 
-def _seconds(compiled: Any, args: tuple[Any, ...]) -> float:
-    start = time.perf_counter()
-    jax.block_until_ready(compiled(*args))
-    return time.perf_counter() - start
+def median_seconds(run: Callable[[], Any], runs: int) -> float:
+    """Seconds of one run, the median of some."""
+
+    def seconds() -> float:
+        start = time.perf_counter()
+        jax.block_until_ready(run())
+        return time.perf_counter() - start
+
+    return statistics.median(seconds() for _ in range(runs))
 
 
 def _main() -> None:

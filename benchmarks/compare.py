@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks.child import Job
+from benchmarks.files import ROOT
 from benchmarks.programs import UNIT
 from benchmarks.reference import Size
 from mixflow.runtime.side_by_side import ChildDied, in_process
 
 Figures = dict[str, Any]
 Row = dict[str, Any]
-
-_ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ def _measure(
 
 
 def _in_process(job: Job) -> Figures:
-    return in_process("benchmarks.child", job.to_json(), _ROOT)
+    return in_process("benchmarks.child", job.to_json(), ROOT)
 
 
 def _medians(samples: list[Figures], unit: list[Figures], steps: int) -> Figures:

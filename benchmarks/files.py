@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,15 +13,34 @@ import click
 
 from mixflow.runtime.artifact_files import replacing
 
-PAGES = Path(__file__).resolve().parents[1] / "docs" / "benchmarks"
+ROOT = Path(__file__).resolve().parents[1]
+"""Where `benchmarks` and `examples` are."""
+
+PAGES = ROOT / "docs" / "benchmarks"
 """Where the documentation has its figures."""
 
 
-def write_all(folder: Path, files: dict[str, bytes]) -> None:
-    """Write files by name to a folder, each whole."""
+def write_report(
+    folder: Path,
+    name: str,
+    report: dict[str, Any],
+    page: str,
+    pictures: Mapping[str, bytes] | None = None,
+) -> None:
+    """Write NAME.json, NAME.md and pictures to a folder, each file whole.
+
+    Arguments:
+        folder: made where it is not there.
+        name: what the two are called.
+        report: what goes into the JSON.
+        page: in Markdown.
+        pictures: PNG files by name.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        with replacing(folder / name) as file:
+    texts = {f"{name}.json": json.dumps(report, indent=2) + "\n", f"{name}.md": page}
+    files = {name: text.encode() for name, text in texts.items()} | dict(pictures or {})
+    for file_name, content in files.items():
+        with replacing(folder / file_name) as file:
             file.write(content)
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from benchmarks.compare import Comparison, compare
-from benchmarks.files import write_all
+from benchmarks.files import write_report
 from benchmarks.machine import machine, versions
 from benchmarks.ratios import ratios
 from benchmarks.reference import Size
@@ -49,6 +48,4 @@ def write(report: dict[str, Any], folder: Path) -> None:
     from benchmarks.plots import plots  # noqa: PLC0415  # matplotlib is needed for nothing else
 
     pictures = plots(report["rows"])
-    text = json.dumps(report, indent=2) + "\n"
-    found = {"reference.json": text, "reference.md": page(report, pictures)}
-    write_all(folder, {name: content.encode() for name, content in found.items()} | pictures)
+    write_report(folder, "reference", report, page(report, pictures), pictures)

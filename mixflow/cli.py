@@ -24,7 +24,7 @@ from mixflow.report.report import Report
 from mixflow.report.text import render
 from mixflow.runtime.artifact_export import export_program, parse_platforms
 from mixflow.runtime.budget import parse_budget
-from mixflow.runtime.entries import describe, load_entries, require_distinct
+from mixflow.runtime.entries import load_entries, reason, require_distinct
 from mixflow.runtime.function import CompiledFunction
 
 _FAILED, _WRONG_INPUT = 1, 2
@@ -139,9 +139,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _describe(error: Exception) -> str:
-    if isinstance(error, MixflowError):
-        return " ".join(str(error).split())
-    return f"{describe(error)} (mixflowc --debug shows the traceback)"
+    hint = "" if isinstance(error, MixflowError) else " (mixflowc --debug shows the traceback)"
+    return f"{reason(error)}{hint}"
 
 
 def _exit_code(error: Exception) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import jaxprs_in_params
 from jax.tree_util import tree_flatten, tree_unflatten
@@ -84,7 +85,7 @@ def _leaf_error(a: Any, b: Any) -> float:
     assert (jax.typeof(a).shape, jax.typeof(a).dtype) == (jax.typeof(b).shape, jax.typeof(b).dtype)
     if jax.dtypes.issubdtype(b.dtype, jax.dtypes.prng_key):
         a, b = jax.random.key_data(a), jax.random.key_data(b)
-    if b.dtype == jax.dtypes.float0 or not jax.numpy.issubdtype(b.dtype, np.inexact):
+    if b.dtype == jax.dtypes.float0 or not jnp.issubdtype(b.dtype, np.inexact):
         assert (np.asarray(a) == np.asarray(b)).all()
         return 0.0
     wide = np.complex128 if np.issubdtype(b.dtype, np.complexfloating) else np.float64
@@ -100,6 +101,16 @@ def assert_close(a: Any, b: Any, tolerance: float = 1e-9) -> None:
     """Equal structures, shapes and dtypes, and equal values up to rounding."""
     error = relative_error(a, b)
     assert error <= tolerance, f"relative error {error:.2e}\n{a}\nin place of\n{b}"
+
+
+def in_double_precision(args: Any) -> Any:
+    """The same arguments, every float in float64."""
+
+    def cast(leaf: Any) -> Any:
+        is_float = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+        return jnp.asarray(leaf, jnp.float64) if is_float else leaf
+
+    return jax.tree.map(cast, args)
 
 
 def assert_same_meta_gradient(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -12,9 +11,8 @@ import jax
 
 import mixflow
 from benchmarks.scale.chinchilla import EXPERT, PLAIN, Model, arguments, meta_loss, shapes
-from mixflow.runtime.entries import describe
 from mixflow.runtime.measure import total_bytes
-from mixflow.runtime.side_by_side import die_first, die_with_parent
+from mixflow.runtime.side_by_side import print_answer
 
 PROGRAMS = ("plain", "expert", "mixflow")
 
@@ -74,16 +72,5 @@ def _jitted(job: Job) -> Any:
     return jax.jit(jax.value_and_grad(loss), compiler_options=options)
 
 
-def _main() -> None:
-    die_with_parent()
-    die_first()
-    with redirect_stdout(sys.stderr):
-        try:
-            found = needs(Job.from_json(sys.argv[1]))
-        except Exception as error:
-            found = {"failed": describe(error)}
-    print(json.dumps(found))
-
-
 if __name__ == "__main__":
-    _main()
+    print_answer(lambda: needs(Job.from_json(sys.argv[1])))

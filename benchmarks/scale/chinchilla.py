@@ -20,12 +20,11 @@ import optax
 from jax.ad_checkpoint import checkpoint_name
 
 from benchmarks.expert.rule import mixed_mode_gradient
-from benchmarks.reference import normalise
+from benchmarks.reference import LOG_RATE, normalise
 
 Tree = Any
 Wrapper = Callable[[Callable[..., Any]], Callable[..., Any]]
 
-LOG_RATE = -6.0
 BATCH = 4
 _GRADIENT = "inner_gradient"
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import click
 
-from benchmarks.files import PAGES, say, write_all
+from benchmarks.files import PAGES, say, write_report
 from benchmarks.machine import machine, versions
 from benchmarks.scale.models import MEMORY, MODELS, STEPS, TOKENS
 from benchmarks.scale.walk import Walk, walk
@@ -52,8 +52,7 @@ def scale_command(
     }
     for row in walk(how, say):
         report["rows"].append(row)
-        text = json.dumps(report, indent=2) + "\n"
-        write_all(out, {"scale.json": text.encode(), "scale.md": scale_page(report).encode()})
+        write_report(out, "scale", report, scale_page(report))
     click.echo(json.dumps(report, indent=2))
 
 

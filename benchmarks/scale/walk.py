@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
+from benchmarks.files import ROOT
 from benchmarks.scale.child import PROGRAMS, Job
 from benchmarks.scale.models import LENGTHS, MODELS, TOKENS
 from mixflow.runtime.side_by_side import ChildDied, in_process
 
 Figures = dict[str, Any]
 Say = Callable[[str], None]
-
-_ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ def _tried(job: Job, how: Walk, say: Say) -> Figures:
 
 def _needs(job: Job) -> Figures:
     try:
-        return {**in_process("benchmarks.scale.child", job.to_json(), _ROOT), "failed": None}
+        return {**in_process("benchmarks.scale.child", job.to_json(), ROOT), "failed": None}
     except ChildDied as death:
         return {"total_bytes": None, "peak_bytes": None, "failed": str(death)}
 

@@ -1,1 +1,1 @@
-"""The examples, measured: plain JAX, a checkpointed step, mixflow, and mixflow at half of that."""
+"""The examples, measured: plain JAX, a checkpointed step, mixflow, and mixflow within budgets."""

@@ -7,25 +7,23 @@ of some runs as often as it is asked.
 from __future__ import annotations
 
 import json
-import statistics
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import jax
-import numpy as np
 
+from benchmarks.child import first_run, median_seconds
 from benchmarks.zoo.replay import replayed
 from benchmarks.zoo.worker import serve
 from mixflow.compiler.dialects.remarks import Remark
-from mixflow.report.places import place, places_in
+from mixflow.report.places import placed
 from mixflow.report.report import CHECKPOINTED_STEP
 from mixflow.runtime.entries import load_entries
 from mixflow.runtime.function import CompiledFunction
 from mixflow.runtime.measure import total_bytes
-from mixflow.runtime.side_by_side import forget_peak, peak_bytes
 from mixflow.runtime.target import measured_target
 
 Figures = dict[str, Any]
@@ -67,9 +65,9 @@ def answers(job: Job) -> Iterator[Figures]:
     else:
         run, figures = _compiled(job, entry, args)
     yield figures
-    yield _first_run(job, run)
+    yield first_run(run, job.results)
     while True:
-        yield {"run_s": statistics.median(_seconds(run) for _ in range(job.runs))}
+        yield {"run_s": median_seconds(run, job.runs)}
 
 
 def _compiled(job: Job, entry: CompiledFunction, args: tuple[Any, ...]) -> tuple[Any, Figures]:
@@ -102,10 +100,10 @@ def _remarks(jitted: Any, args: tuple[Any, ...]) -> Figures:
         return {}
     outcome = jitted.optimised(*args)
 
-    def listed(remarks: tuple[Remark, ...] | list[Remark]) -> list[Figures]:
+    def listed(remarks: Iterable[Remark]) -> list[Figures]:
         return [
-            {"pass": remark.by, "at": place(remark.at), "text": places_in(remark.text)}
-            for remark in remarks
+            {"pass": remark.by, "at": remark.at, "text": remark.text}
+            for remark in map(placed, remarks)
         ]
 
     return {
@@ -113,22 +111,6 @@ def _remarks(jitted: Any, args: tuple[Any, ...]) -> Figures:
         "rewrites": listed(outcome.rewrites),
         "declined": listed(outcome.declines),
     }
-
-
-def _first_run(job: Job, run: Any) -> Figures:
-    forget_peak()
-    before = peak_bytes()
-    result = jax.block_until_ready(run())
-    resident = peak_bytes() - before
-    if job.results is not None:
-        np.savez(job.results, *map(np.asarray, jax.tree.leaves(result)))
-    return {"resident_bytes": resident}
-
-
-def _seconds(run: Any) -> float:
-    start = time.perf_counter()
-    jax.block_until_ready(run())
-    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from benchmarks.files import PAGES, require_plots, say, write_all
+from benchmarks.files import PAGES, ROOT, require_plots, say, write_report
 from benchmarks.machine import machine, versions
 from benchmarks.zoo.loops import loop_row, loops_page
 from benchmarks.zoo.measure import How, measure
@@ -19,7 +19,7 @@ from mixflow.runtime.artifact_files import replacing
 
 Figures = dict[str, Any]
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+EXAMPLES = ROOT / "examples"
 _COUNT = click.IntRange(min=1)
 
 
@@ -77,7 +77,7 @@ def _measured(command: Callable[..., None]) -> Callable[..., None]:
     help="Also write the summary between this file's two marks.",
 )
 def zoo_command(names: list[str], rounds: int, runs: int, out: Path, summary: Path | None) -> None:
-    """The examples: plain JAX, a checkpointed step, mixflow, and mixflow at half of that.
+    """The examples: plain JAX, a checkpointed step, mixflow, and mixflow within two budgets.
 
     The page in the documentation is of all examples: with --only, give --out as well.
     """
@@ -125,8 +125,4 @@ def _write(report: Figures, folder: Path, name: str) -> None:
     page: Callable[[Figures, Iterable[str]], str]
     draw, page = {"zoo": (zoo_plots, zoo_page), "loops": (loops_plots, loops_page)}[name]
     pictures = draw(report["rows"])
-    text = json.dumps(report, indent=2) + "\n"
-    write_all(
-        folder,
-        {f"{name}.json": text.encode(), f"{name}.md": page(report, pictures).encode(), **pictures},
-    )
+    write_report(folder, name, report, page(report, pictures), pictures)

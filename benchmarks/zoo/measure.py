@@ -21,8 +21,14 @@ Say = Callable[[str], None]
 HALVED = "mixflow, half of that"
 """mixflow with a budget of half of what it needs without one."""
 
-ZOO = ("plain", "checkpointed-step", "mixflow", HALVED)
+MATCHED = "mixflow, in the checkpointed step's memory"
+"""mixflow with a budget of what plain JAX with a checkpointed step needs."""
+
+ZOO = ("plain", "checkpointed-step", "mixflow", MATCHED, HALVED)
 """The programs of each example."""
+
+_BUDGETS = {MATCHED: ("checkpointed-step", 1), HALVED: ("mixflow", 2)}
+"""Whose bytes a program's budget is, and by what they are divided."""
 
 
 @dataclass(frozen=True)
@@ -98,14 +104,14 @@ def _started(
 ) -> Run:
     """A program's process, which has compiled it."""
     budget = None
-    if name == HALVED:
-        default = runs["mixflow"]
-        if default.failed is not None:
-            return Run(failed=default.failed)
-        budget = default.figures["total_bytes"] // 2
+    if name in _BUDGETS:
+        whose, parts = _BUDGETS[name]
+        if runs[whose].failed is not None:
+            return Run(failed=runs[whose].failed)
+        budget = runs[whose].figures["total_bytes"] // parts
     job = Job(
         model=str(model.resolve()),
-        program="mixflow" if name == HALVED else name,
+        program="mixflow" if name in _BUDGETS else name,
         memory_budget=budget,
         constants=how.constants,
         runs=how.runs,

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 from matplotlib.figure import Figure
 
-Figures = dict[str, Any]
+from benchmarks.plots import FIGURES, png
 
-_FIGURES = {"temp_bytes": "temporaries", "run_s": "time"}
-_UNITS = {"temp_bytes": ("temporaries (MB)", 1e6), "run_s": ("time (s)", 1.0)}
+Figures = dict[str, Any]
 
 
 def zoo_plots(rows: list[Figures]) -> dict[str, bytes]:
     """PNG files by name: each example's memory and time, as shares of plain JAX's."""
-    return {f"zoo_{name}.png": _shares(name, rows) for name in _FIGURES}
+    return {f"zoo_{name}.png": _shares(name, rows) for name in FIGURES}
 
 
 def _shares(name: str, rows: list[Figures]) -> bytes:
@@ -31,9 +29,10 @@ def _shares(name: str, rows: list[Figures]) -> bytes:
     place.axvline(1.0, color="black", linewidth=0.8)
     place.set_yticks(range(len(rows)), [row["example"] for row in rows])
     place.invert_yaxis()
-    place.set_xlabel(f"{_FIGURES[name]}, plain JAX = 1")
+    what, _, _ = FIGURES[name][0].partition(" (")
+    place.set_xlabel(f"{what}, plain JAX = 1")
     place.legend()
-    return _png(picture)
+    return png(picture)
 
 
 def _share(programs: Figures, program: str, name: str) -> float:
@@ -44,12 +43,12 @@ def _share(programs: Figures, program: str, name: str) -> float:
 def loops_plots(rows: list[Figures]) -> dict[str, bytes]:
     """PNG files by name: memory and time against the number of steps, for each example."""
     examples = list(dict.fromkeys(row["example"] for row in rows))
-    return {f"loops_{name}.png": _curves(name, rows, examples) for name in _FIGURES}
+    return {f"loops_{name}.png": _curves(name, rows, examples) for name in FIGURES}
 
 
 def _curves(name: str, rows: list[Figures], examples: list[str]) -> bytes:
     picture = Figure(figsize=(4.5 * len(examples), 3.5), layout="constrained")
-    label, unit = _UNITS[name]
+    label, unit = FIGURES[name]
     for place, example in zip(
         picture.subplots(1, len(examples), squeeze=False)[0], examples, strict=True
     ):
@@ -68,10 +67,4 @@ def _curves(name: str, rows: list[Figures], examples: list[str]) -> bytes:
         place.set_ylabel(label)
         place.set_title(example, fontsize=9)
         place.legend()
-    return _png(picture)
-
-
-def _png(picture: Figure) -> bytes:
-    file = io.BytesIO()
-    picture.savefig(file, format="png", dpi=150)
-    return file.getvalue()
+    return png(picture)

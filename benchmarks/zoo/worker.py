@@ -8,15 +8,12 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import redirect_stdout
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from mixflow.errors import MixflowError
-from mixflow.runtime.entries import describe
+from benchmarks.files import ROOT
+from mixflow.runtime.entries import reason
 from mixflow.runtime.side_by_side import ChildDied, death_of, die_first, die_with_parent
-
-_ROOT = Path(__file__).resolve().parents[2]
 
 
 class Worker:
@@ -32,7 +29,7 @@ class Worker:
         self._asked = False
         self._process = subprocess.Popen(
             [sys.executable, "-m", module, job],
-            cwd=_ROOT,
+            cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -96,7 +93,5 @@ def serve(answers: Iterator[dict[str, Any]]) -> None:
 def _with_failure(answers: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     try:
         yield from answers
-    except MixflowError as error:
-        yield {"failed": " ".join(str(error).split())}
     except Exception as error:
-        yield {"failed": describe(error)}
+        yield {"failed": reason(error)}

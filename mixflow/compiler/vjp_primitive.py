@@ -285,7 +285,11 @@ def spelled_out(primitive: Primitive, operands: Values, params: dict[str, Any]) 
         params: the equation's parameters.
     """
     closed = jax.make_jaxpr(partial(SYMBOLIC[primitive], **params))(*operands)
-    return rewrite_equations(rewrite_equations(closed, wait_for_less), orient_product)
+    return rewrite_equations(closed, _for_xla)
+
+
+def _for_xla(eqn: Any) -> list[Any]:
+    return [new for one in wait_for_less(eqn) for new in orient_product(one)]
 
 
 def _lowered(primitive: Primitive, *operands: Any, **params: Any) -> list[Any]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path, PurePath
+
+from mixflow.compiler.dialects.remarks import Remark
 
 UNKNOWN = "<unknown>"
 _FILES = re.compile(r"[^\s'\"()<>]+\.py\b")
@@ -39,6 +42,11 @@ def relative(file: str) -> str:
         return PurePath(os.path.relpath(file)).as_posix()
     except ValueError:  # another drive
         return path.name
+
+
+def placed(remark: Remark) -> Remark:
+    """The remark with its source lines as `place` names them."""
+    return replace(remark, text=places_in(remark.text), at=place(remark.at))
 
 
 def without_lines(text: str) -> str:

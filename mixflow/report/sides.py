@@ -10,7 +10,7 @@ import jax
 
 from mixflow.compiler.dialects.remarks import Remark
 from mixflow.compiler.pipeline import Optimised
-from mixflow.report.places import place, places_in
+from mixflow.report.places import placed
 from mixflow.runtime.function import CompiledFunction
 from mixflow.runtime.measure import Program, measure
 from mixflow.runtime.target import measured_target
@@ -36,12 +36,12 @@ class Sides:
     @property
     def rewrites(self) -> tuple[Remark, ...]:
         """What the passes did."""
-        return tuple(map(_placed, self.outcome.rewrites))
+        return tuple(map(placed, self.outcome.rewrites))
 
     @property
     def declined(self) -> tuple[Remark, ...]:
         """What they, or the capture, left alone."""
-        return tuple(map(_placed, self.outcome.declines))
+        return tuple(map(placed, self.outcome.declines))
 
 
 def compile_sides(
@@ -82,8 +82,3 @@ def _target(
     if as_written:
         return function.fun, "as written"
     return measured_target(function.fun, args, kwargs, function.options.jit)
-
-
-def _placed(remark: Remark) -> Remark:
-    """The remark with its source lines as `place` names them."""
-    return replace(remark, text=places_in(remark.text), at=place(remark.at))

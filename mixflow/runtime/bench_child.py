@@ -9,18 +9,16 @@ import json
 import statistics
 import sys
 import time
-from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import jax
 
-from mixflow.errors import MixflowError
-from mixflow.runtime.entries import describe, load_entries
+from mixflow.runtime.entries import load_entries
 from mixflow.runtime.function import CompiledFunction
 from mixflow.runtime.measure import concrete, copied, without_static
 from mixflow.runtime.profile import peak_of
-from mixflow.runtime.side_by_side import die_first, die_with_parent, forget_peak, peak_bytes
+from mixflow.runtime.side_by_side import forget_peak, peak_bytes, print_answer
 from mixflow.runtime.target import measured_target
 
 Which = Literal["before", "after"]
@@ -134,18 +132,5 @@ def _seconds(compiled: Any, args: tuple[Any, ...]) -> float:
     return time.perf_counter() - start
 
 
-def _main() -> None:
-    die_with_parent()
-    die_first()
-    with redirect_stdout(sys.stderr):  # the model may print; the answer is all there is on stdout
-        try:
-            found = answer(Job(**json.loads(sys.argv[1])))
-        except MixflowError as error:
-            found = {"failed": " ".join(str(error).split())}
-        except Exception as error:
-            found = {"failed": describe(error)}
-    print(json.dumps(found))
-
-
 if __name__ == "__main__":
-    _main()
+    print_answer(lambda: answer(Job(**json.loads(sys.argv[1]))))

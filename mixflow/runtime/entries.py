@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from mixflow.errors import InputError
+from mixflow.errors import InputError, MixflowError
 from mixflow.runtime.function import CompiledFunction
 
 
@@ -99,6 +99,11 @@ def _import(path: Path) -> ModuleType:
     finally:
         sys.path.remove(str(path.resolve().parent))
     return module
+
+
+def reason(error: Exception) -> str:
+    """Why something failed, in one line: mixflow's own words, or any other error's description."""
+    return " ".join(str(error).split()) if isinstance(error, MixflowError) else describe(error)
 
 
 def describe(error: BaseException, path: Path | None = None) -> str:

@@ -7,9 +7,12 @@ import json
 import signal
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
+
+from mixflow.runtime.entries import reason
 
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
 
@@ -41,6 +44,18 @@ def in_process(module: str, job: str, folder: Path | None = None) -> dict[str, A
     if "failed" in answer:
         raise ChildDied(answer["failed"])
     return answer
+
+
+def print_answer(work: Callable[[], dict[str, Any]]) -> None:
+    """In such a process: print what the work returns as JSON, or `failed`, the reason."""
+    die_with_parent()
+    die_first()
+    with redirect_stdout(sys.stderr):  # the work may print; the answer is all there is on stdout
+        try:
+            found = work()
+        except Exception as error:
+            found = {"failed": reason(error)}
+    print(json.dumps(found))
 
 
 def death_of(status: int, errors: str) -> ChildDied:

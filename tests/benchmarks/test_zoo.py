@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import pytest
 from click.testing import CliRunner
-from support import assert_close
+from support import assert_close, in_double_precision
 
 from benchmarks.__main__ import main
 from benchmarks.zoo import command
 from benchmarks.zoo.loops import PROGRAMS, loops_page
-from benchmarks.zoo.measure import HALVED, ZOO, How, measure
+from benchmarks.zoo.measure import HALVED, MATCHED, ZOO, How, measure
 from benchmarks.zoo.page import BEGIN, END, verdict, with_summary, zoo_page
 from benchmarks.zoo.replay import REPLAYED, backwards, most_held, replayed
 from mixflow.runtime.entries import load_entries
@@ -53,7 +52,7 @@ def figures(scale: float, **other: Any) -> dict[str, Any]:
 
 
 def row(step: float = 0.5, mixflow: float = 0.25, **half: Any) -> dict[str, Any]:
-    scales = zip(ZOO, (1.0, step, mixflow, 0.2), strict=True)
+    scales = zip(ZOO, (1.0, step, mixflow, step, 0.2), strict=True)
     programs = {name: figures(scale) for name, scale in scales}
     programs[HALVED].update(half)
     return {"example": "maml", "programs": programs}
@@ -62,7 +61,7 @@ def row(step: float = 0.5, mixflow: float = 0.25, **half: Any) -> dict[str, Any]
 def test_programs_run_in_turn_and_agree(tmp_path: Path) -> None:
     model = tmp_path / "tiny.py"
     model.write_text(TINY)
-    how = How(programs=("plain", "mixflow", HALVED), rounds=2, runs=1, constants={"STEPS": 4})
+    how = How(rounds=2, runs=1, constants={"STEPS": 4})
     found = measure(model, how)
     assert list(found) == list(how.programs)
     ours = found["mixflow"]
@@ -73,6 +72,7 @@ def test_programs_run_in_turn_and_agree(tmp_path: Path) -> None:
     # Arguments and results are more than half of all: no plan can go below them.
     assert found[HALVED]["memory_budget"] == ours["total_bytes"] // 2
     assert "budget" in found[HALVED]["failed"]
+    assert found[MATCHED]["total_bytes"] <= found["checkpointed-step"]["total_bytes"]
 
 
 def test_a_model_that_fails_says_where(tmp_path: Path) -> None:
@@ -108,23 +108,18 @@ def test_a_replay_is_plain_jax(name: str) -> None:
     model = command.EXAMPLES / f"{name}.py"
     (entry,) = load_entries(str(model))
     entry.fun.__globals__["INNER_STEPS"] = 23
-    args: Any = jax.tree.map(_double, entry.examples)
+    args: Any = in_double_precision(entry.examples)
     run, found = replayed(str(model), entry, args)
     assert_close(run(), jax.jit(jax.value_and_grad(entry.fun))(*args))
     state = 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(args[1]))
     assert state * most_held(24) < found["temp_bytes"] < state * 30
 
 
-def _double(leaf: Any) -> Any:
-    is_float = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
-    return jnp.asarray(leaf, jnp.float64) if is_float else leaf
-
-
 def test_a_page() -> None:
     rows = [row(), row(failed="over the budget of 3 MB: the least is 4 MB")]
     page = zoo_page({**REPORT, "rows": rows}, ["zoo_run_s.png"])
-    assert "| maml | 4 | 2 | 1 | 0.8 | 4.0 | 0.50 of its memory, 0.50 of its time |" in page
-    assert "| maml | 4 | 2 | 1 | refused |" in page
+    assert "| maml | 4 | 2 | 1 | 2 | 0.8 | 4.0 | 0.50 of its memory, 0.50 of its time |" in page
+    assert "| maml | 4 | 2 | 1 | 2 | refused |" in page
     assert "- at half: over the budget of 3 MB: the least is 4 MB" in page
     assert "- declined: p: why" in page
 
@@ -133,9 +128,12 @@ def test_what_is_no_better_says_so() -> None:
     assert verdict(row(step=0.2)).startswith("**no less memory** (1.25)")
     slow = row()
     slow["programs"]["mixflow"]["run_s"] = 1.0
-    assert verdict(slow) == "0.50 of its memory, 10.00 of its time: **slower**"
+    matched = "; with its memory as the budget: 1.00 of its memory, 1.00 of its time"
+    assert verdict(slow) == f"0.50 of its memory, 10.00 of its time: **slower**{matched}"
     text = "2 segments are run again from what they are given"
     slow["programs"]["mixflow"]["rewrites"] = [{"pass": "segment-loss", "at": "", "text": text}]
+    assert verdict(slow).endswith(f"**slower**, as segments run again{matched}")
+    slow["programs"][MATCHED]["failed"] = "killed"
     assert verdict(slow).endswith("**slower**, as segments run again")
     slow["programs"]["mixflow"]["failed"] = "killed"
     assert verdict(slow) == "not compared"

@@ -6,13 +6,11 @@ import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import pytest
 from cases import CASES
-from support import assert_close
+from support import assert_close, in_double_precision
 
 import mixflow
 
@@ -33,16 +31,6 @@ def example(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         assert hasattr(module, constant)
         setattr(module, constant, value)
     return module
-
-
-def in_double_precision(args: Any) -> Any:
-    """The same arguments, every float in float64."""
-
-    def cast(leaf: Any) -> Any:
-        is_float = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
-        return jnp.asarray(leaf, jnp.float64) if is_float else leaf
-
-    return jax.tree.map(cast, args)
 
 
 def test_every_example_is_tested() -> None:
