@@ -12,6 +12,9 @@ PREPARE = "canonicalize,cse,fuse-value-and-pullback,canonicalize"
 SLOWEST = 1.35
 """Without a budget, plans that take longer than this times the fastest one's time are left out."""
 
+ALIKE = 1.01
+"""Plans within this factor of each other are equally good: estimates are no nearer to XLA."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -79,6 +82,11 @@ class Candidate:
         """Whether another candidate needs less of the one and no more of the other."""
         mine, others = self.figures, other.figures
         return mine != others and others[0] <= mine[0] and others[1] <= mine[1]
+
+    def is_as_good(self, other: Candidate) -> bool:
+        """Whether it takes no more than another candidate of either, as far as estimates tell."""
+        pairs = zip(self.figures, other.figures, strict=True)
+        return all(mine <= ALIKE * others for mine, others in pairs)
 
     @property
     def score(self) -> float:

@@ -7,6 +7,7 @@ the runtime, and of the chosen plan only.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -162,13 +163,14 @@ class Planner:
         self._explore_widely()
         self._fit(budget)
         least = min(self.considered, key=lambda one: one.total_bytes)
-        within = [one for one in self.considered if one.total_bytes <= budget]
-        fastest = min(within, key=lambda one: one.seconds, default=least)
+        within = [one for one in self.considered if one.total_bytes <= budget] or [least]
+        fastest = _simplest(min(within, key=lambda one: one.seconds), within)
         return [fastest] if fastest is least else [fastest, least]
 
     @property
     def _balanced(self) -> Candidate:
-        return self.considered[balanced([one.figures for one in self.considered])]
+        best = self.considered[balanced([one.figures for one in self.considered])]
+        return _simplest(best, self.considered)
 
     def front(self, budget: int | None = None) -> list[Candidate]:
         """The plans that no other one beats in both memory and time, the best first."""
@@ -192,10 +194,11 @@ class Planner:
             self.candidate(self._plain)
 
     def _explore_widely(self) -> None:
-        """Cost what is not the best of both, but may be the fastest within a budget."""
+        """Cost what is not the best of both, but may be the fastest in a budget, or the least."""
         if self.facts.nested:
             self.candidate(self._rewritten)
         self.candidate(self._plain)
+        self._explore_loop(deep=True)
 
     @cached_property
     def _plain(self) -> Plan:
@@ -218,16 +221,22 @@ class Planner:
         before = self._costed.get(step)
         return before is not None and self._balanced.total_bytes < FAR_BELOW * before.total_bytes
 
-    def _explore_loop(self) -> None:
-        """Nest the loop deeper while the states that it holds are a good part of the whole."""
-        levels = 1
-        while self.facts.steps and self._held(levels) > self._balanced.total_bytes / 4:
+    def _explore_loop(self, *, deep: bool = False) -> None:
+        """Nest the loop deeper while the states that it holds are a good part of the whole.
+
+        Arguments:
+            deep: also where the level before was not the best of both.
+        """
+        levels, kinds = 1, {False, self.facts.symmetric}
+        while kinds and self.facts.steps and self._held(levels) > self._balanced.total_bytes / 4:
             levels += 1
             if self._held(levels) == self._held(levels - 1):
-                return
-            for saved in {False, self.facts.symmetric}:
-                plan = replace(self._balanced.plan, symmetric=self.facts.symmetric)
-                self.candidate(replace(plan, levels=levels, saved=saved))
+                return  # as deep as it goes: most of what is left are states, and not segments'
+            best = self._balanced
+            plan = replace(best.plan, symmetric=self.facts.symmetric, levels=levels)
+            kinds = {saved for saved in kinds if self._nests_well(replace(plan, saved=saved))}
+            if self._balanced is best and not deep:
+                break
         if levels > 1 and self._device.keeps_barriers:
             # What the loop holds has changed, and with it what segments are worth.
             other = 0 if self._balanced.plan.slack is None else None
@@ -235,6 +244,15 @@ class Planner:
             if self._balanced.plan.slack == 0:
                 # The step is a large part of what is left; to run more of it again may be worth it.
                 self.candidate(replace(self._balanced.plan, rerun=1.5))
+
+    def _nests_well(self, plan: Plan) -> bool:
+        """Whether a plan takes less memory than all with fewer levels that save as much."""
+        shallower = [
+            one.total_bytes
+            for one in self.considered
+            if one.plan.saved == plan.saved and one.plan.levels < plan.levels
+        ]
+        return self.candidate(plan).total_bytes < min(shallower, default=math.inf)
 
     def _held(self, levels: int) -> float:
         """Bytes of the states that the inner loop holds at once, nested so deep."""
@@ -282,6 +300,12 @@ class Planner:
             f"{nearest.total_bytes / chosen.total_bytes:.2f} times the memory and "
             f"{nearest.seconds / chosen.seconds:.2f} times the time ({nearest.plan.passes})"
         )
+
+
+def _simplest(best: Candidate, candidates: list[Candidate]) -> Candidate:
+    """The one that does the least to the program, of those that are as good as the best."""
+    alike = [one for one in candidates if one.is_as_good(best)]
+    return min(alike, key=lambda one: len(one.plan.passes))
 
 
 def _steps(op: ScanOp) -> int:

@@ -77,6 +77,26 @@ def test_a_long_loop_is_nested():
     assert total(mixflow.compile(GRADIENT), *args) < 0.7 * total(once, *args)
 
 
+def test_deeper_nests_than_the_best_are_for_budgets_only(monkeypatch):
+    monkeypatch.setattr("mixflow.compiler.plan.SLOWEST", 1.0)  # the best is the fastest
+    planner = planner_of(GRADIENT, *momentum_args(**{**LONG, "steps": 256, "batch": 8}))
+    (chosen,) = planner.best()
+    deepest = max(one.plan.levels for one in planner.considered)
+    assert deepest == chosen.plan.levels + 1
+    planner.best(budget=1000)
+    assert max(one.plan.levels for one in planner.considered) > deepest
+
+
+def test_of_plans_that_are_as_good_the_one_that_does_the_least_is_taken():
+    planner = planner_of(GRADIENT, *momentum_args())
+    simple, segmented = Plan(levels=1), Plan(levels=1, slack=0)
+    for needed, best in [(1.005e6, simple), (1.02e6, segmented)]:
+        for plan, size in [(segmented, 1e6), (simple, needed)]:
+            costed = dataclasses.replace(planner.candidate(plan), total_bytes=size, seconds=1.0)
+            planner._costed[plan] = costed
+        assert planner._balanced.plan == best
+
+
 def test_what_is_differentiated_outside_is_planned_for_that():
     args = momentum_args(**DEEP)
     (chosen,) = planner_of(momentum_meta_loss, *args, differentiated=True).best()
