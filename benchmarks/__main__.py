@@ -100,7 +100,7 @@ _page_option = click.option(
     "page",
     metavar="PAGE.md",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Also write the figures as a table to this file.",
+    help="Also write the figures as a table to this file, after each.",
 )
 
 
@@ -110,11 +110,12 @@ _page_option = click.option(
 def budgets_command(task: str, sweep: bool, page: Path | None, **given: int | None) -> None:
     """Budgets between the extremes and below the least; exit code 1 if one is not honoured."""
     rows: list[dict[str, Any]] = []
+    report = {"versions": versions(), "task": task, "rows": rows}
     for row in budgets(sizes(_given(given), sweep=sweep), task):
         say(f"{row['size']}: within" if row["within"] else f"{row['size']}: over")
         rows.append(row)
-    report = {"versions": versions(), "task": task, "rows": rows}
-    _finish(report, budgets_page(report), page)
+        _write(page, budgets_page(report))
+    click.echo(json.dumps(report, indent=2))
     sys.exit(not all(row["within"] and row["refused"] for row in rows))
 
 
@@ -133,21 +134,21 @@ def estimates_command(
     """The planner's estimate of the peak beside XLA's figure; exit code 1 if one is far off."""
     points = sizes(_given(given), sweep=sweep)
     subjects = examples(folder) if folder else reference_programs(points, task)
-    rows: list[dict[str, Any]] = []
+    report: dict[str, Any] = {"versions": versions(), "rows": [], "complaints": []}
     for row in estimates(subjects):
         say(f"{row['program']}: {row['plan']}: {row['ratio']:.2f}")
-        rows.append(row)
-    report = {"versions": versions(), "rows": rows, "complaints": complaints(rows)}
-    _finish(report, estimates_page(report), page)
+        report["rows"].append(row)
+        report["complaints"] = complaints(report["rows"])
+        _write(page, estimates_page(report))
+    click.echo(json.dumps(report, indent=2))
     sys.exit(bool(report["complaints"]))
 
 
-def _finish(report: dict[str, Any], page: str, path: Path | None) -> None:
-    """Print a report as JSON, and write its page where one was asked for."""
-    if path is not None:
-        with replacing(path) as file:
-            file.write(page.encode())
-    click.echo(json.dumps(report, indent=2))
+def _write(page: Path | None, text: str) -> None:
+    """Write a page where one was asked for: as far as it is known, so that no figure is lost."""
+    if page is not None:
+        with replacing(page) as file:
+            file.write(text.encode())
 
 
 def _given(options: dict[str, Any]) -> dict[str, int]:

@@ -75,3 +75,23 @@ def test_it_is_near_xla_s_own_figure(f, sizes, passes):
     memory: Any = traced.lower().compile().memory_analysis()
     truth = memory.temp_size_in_bytes
     assert 0.7 * truth <= peak_memory(traced.jaxpr).bytes <= 1.3 * truth
+
+
+def pooled(x, start, combine):
+    return jax.lax.reduce_window(x, start, combine, (1, 3, 3, 1), (1, 1, 1, 1), "SAME")
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_the_pullback_of_max_pooling_needs_the_places_of_all_elements(layers):
+    def f(x, w):
+        for _ in range(layers):
+            x = jnp.tanh(pooled(x, -jnp.inf, jax.lax.max) * w)
+        return jnp.sum(x)
+
+    images = jnp.ones((16, 8, 8, 4))
+    traced = jax.jit(jax.grad(f)).trace(images, 2 * images)
+    memory: Any = traced.lower().compile().memory_analysis()
+    truth = memory.temp_size_in_bytes
+    estimate = peak_memory(traced.jaxpr)
+    assert 0.75 * truth <= estimate.bytes <= 1.25 * truth
+    assert sum(one.primitive == "iota" for one in estimate.alive) == 4 * layers

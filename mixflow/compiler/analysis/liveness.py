@@ -194,9 +194,14 @@ class _Buffers:
     def _last_reads(self) -> dict[int, int]:
         last: dict[int, int] = {}
         for number, kernel in enumerate(self._kernels):
-            for read in kernel.reads:
+            for read in (*kernel.reads, *self._written_beside(kernel)):
                 last[read] = max(last.get(read, -1), self._step[number])
         return last
+
+    def _written_beside(self, kernel: Kernel) -> tuple[int, ...]:
+        """What a call reads while it writes this one of its results."""
+        is_part = kernel.value.kind is Kind.PART and kernel.value.shares is None
+        return self._kernels[kernel.reads[0]].reads if is_part else ()
 
     def _assign(self, number: int, stop: int) -> None:
         """Give a kernel's result a buffer, its own or that of another value."""

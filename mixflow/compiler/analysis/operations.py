@@ -11,6 +11,7 @@ from mixflow.compiler.analysis.dataflow import UNKNOWN, Kind, Value
 from mixflow.compiler.analysis.products import convolution, is_swapped_product, product
 from mixflow.compiler.analysis.scope import Array, Scope
 from mixflow.compiler.analysis.sizes import count_elements
+from mixflow.compiler.analysis.windows import select_and_scatter
 
 CHEAP = frozenset(
     {
@@ -139,6 +140,7 @@ _RULES: dict[str, Callable[[Scope, Any, list[Value]], Value]] = {
     "transpose": _transpose,
     "dot_general": product,
     "conv_general_dilated": convolution,
+    "select_and_scatter_add": select_and_scatter,
 }
 
 
