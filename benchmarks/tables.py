@@ -111,7 +111,10 @@ def estimates_page(report: dict[str, Any]) -> str:
         ]
         for row in report["rows"]
     ]
-    return _titled("Estimates of temporaries", report, heads, rows, report["complaints"])
+    ratios = [row["ratio"] for row in report["rows"]]
+    spread = f"ratios from {min(ratios):.2f} to {max(ratios):.2f}"
+    remarks = [spread, *report["complaints"]]
+    return _titled("Estimates of temporaries", report, heads, rows, remarks)
 
 
 def budgets_page(report: dict[str, Any]) -> str:
@@ -128,8 +131,9 @@ def budgets_page(report: dict[str, Any]) -> str:
         for row in report["rows"]
     ]
     over = [f"{row['size']}: over its budget" for row in report["rows"] if not row["within"]]
+    kept = f"{len(rows) - len(over)} of {len(rows)} keep their budget"
     title = f"Budgets on the reference program: {report['task'].replace('_', ' ')}"
-    return _titled(title, report, heads, rows, over)
+    return _titled(title, report, heads, rows, [kept, *over])
 
 
 def markdown_table(heads: list[str], rows: list[list[str]]) -> str:
@@ -143,12 +147,12 @@ def _titled(
     report: dict[str, Any],
     heads: list[str],
     rows: list[list[str]],
-    complaints: list[str],
+    remarks: list[str],
 ) -> str:
     versions = report["versions"]
     line = f"JAX {versions['jax']}, Python {versions['python']}, mixflow {versions['mixflow']}."
     parts = [f"# {title}", line, markdown_table(heads, rows)]
-    return "\n\n".join([*parts, *(f"- {one}" for one in complaints)]) + "\n"
+    return "\n\n".join([*parts, "\n".join(f"- {one}" for one in remarks)]) + "\n"
 
 
 def _is_number(cell: str) -> bool:

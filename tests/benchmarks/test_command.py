@@ -149,6 +149,7 @@ def test_estimates(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert row["estimated_bytes"] == pytest.approx(row["ratio"] * row["temp_bytes"])
     assert 0.5 < row["ratio"] < 2.0
     assert f"| {row['ratio']:.2f} |" in page.read_text()
+    assert f"- ratios from {row['ratio']:.2f} to {row['ratio']:.2f}" in page.read_text()
 
 
 def an_estimate(plan: str, truth: int, estimate: int) -> dict[str, Any]:
