@@ -51,7 +51,7 @@ format: setup ## format the code, and correct what ruff can correct by itself
 	$(VENV)/bin/ruff format
 
 docs: setup ## build the documentation site in site/ (open site/index.html)
-	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict
 
 clean: ## remove what building, testing and the demo left (.venv and .venv-latest stay)
 	rm -rf build dist site mixflow-out .pytest_cache .ruff_cache
