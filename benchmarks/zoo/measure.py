@@ -18,7 +18,7 @@ from mixflow.runtime.side_by_side import ChildDied
 Figures = dict[str, Any]
 Say = Callable[[str], None]
 
-HALVED = "mixflow, half of that"
+HALVED = "mixflow, in half of its memory"
 """mixflow with a budget of half of what it needs without one."""
 
 MATCHED = "mixflow, in the checkpointed step's memory"

@@ -31,7 +31,7 @@ def _shares(name: str, rows: list[Figures]) -> bytes:
     place.invert_yaxis()
     what, _, _ = FIGURES[name][0].partition(" (")
     place.set_xlabel(f"{what}, plain JAX = 1")
-    place.legend()
+    picture.legend(loc="outside upper center", ncols=2)
     return png(picture)
 
 
