@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from mixflow.compiler.analysis.costs import Cost
+
 
 @dataclass(frozen=True)
 class Device:
     """Arguments:
     flops: floating-point operations per second that matrix products reach.
+    transcendentals: exponentials, sines and their like per second, on as much of the device.
     bandwidth: bytes per second between the processor and its memory.
     first_touch: bytes of fresh memory per second. On a CPU each page is faulted in and cleared
         when it is first written to, about 4 µs for 4 KiB; accelerators have a pool.
@@ -18,24 +21,26 @@ class Device:
     """
 
     flops: float
+    transcendentals: float
     bandwidth: float
     first_touch: float = math.inf
     keeps_barriers: bool = True
 
-    def seconds(self, flops: float, moved: float, held: float) -> float:
-        """Time for a program, as if nothing overlapped.
+    def seconds(self, cost: Cost, held: float) -> float:
+        """Time for a program, as if nothing overlapped; what nobody knows takes no time.
 
         Arguments:
-            flops: floating-point operations.
-            moved: bytes read and written.
+            cost: what it computes and moves.
             held: bytes at the peak.
         """
-        return flops / self.flops + moved / self.bandwidth + held / self.first_touch
+        computing = (cost.flops or 0.0) / self.flops
+        computing += (cost.transcendentals or 0.0) / self.transcendentals
+        return computing + (cost.bytes or 0.0) / self.bandwidth + held / self.first_touch
 
 
-CPU = Device(flops=1e11, bandwidth=2e10, first_touch=1e9)
-GPU = Device(flops=6e13, bandwidth=2e12)
-TPU = Device(flops=1e14, bandwidth=1e12)
+CPU = Device(flops=1e11, transcendentals=5e8, bandwidth=2e10, first_touch=1e9)
+GPU = Device(flops=6e13, transcendentals=4e12, bandwidth=2e12)
+TPU = Device(flops=1e14, transcendentals=4e12, bandwidth=1e12)
 
 _BY_PLATFORM = {"cpu": CPU, "gpu": GPU, "cuda": GPU, "rocm": GPU, "tpu": TPU}
 

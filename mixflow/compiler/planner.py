@@ -124,7 +124,7 @@ class Planner:
         cost = program_cost(program)
         held = sum(map(array_bytes, (*program.in_avals, *program.out_avals)))
         total = held + peak_memory(program).bytes
-        seconds = self._device.seconds(cost.flops or 0.0, cost.bytes or 0.0, total)
+        seconds = self._device.seconds(cost, total)
         return Candidate(plan, optimised, total, seconds)
 
     def _measured(self, closed: ClosedJaxpr) -> ClosedJaxpr:

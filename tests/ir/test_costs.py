@@ -126,7 +126,7 @@ def test_dead_code_costs_nothing():
         jax.jit(jnp.matmul)(a, b)
         return jnp.sin(a)
 
-    assert cost(f, A, B) == Cost(32.0, 1)
+    assert cost(f, A, B) == Cost(32.0, 1, transcendentals=32.0)
 
 
 def test_recomputation_is_counted():
@@ -192,11 +192,20 @@ def test_the_cost_of_a_derivative_over_a_mesh_s_axis_is_known():
 
 
 def test_sums_and_multiples_of_costs():
-    one = Cost(3.0, 2, 5.0)
+    one = Cost(3.0, 2, 5.0, 1.0)
     assert one + NOTHING == one
-    assert one + Cost(None, 5, 1.0) == Cost(None, 7, 6.0)
-    assert one.times(4) == Cost(12.0, 2, 20.0)
-    assert one.times(None) == Cost(None, 2, None)
+    assert one + Cost(None, 5, 1.0, None) == Cost(None, 7, 6.0, None)
+    assert one.times(4) == Cost(12.0, 2, 20.0, 4.0)
+    assert one.times(None) == Cost(None, 2, None, None)
+
+
+def test_exponentials_and_their_like_are_counted_beside_the_flops():
+    def step(x, _):
+        return jnp.tanh(x) * jax.nn.sigmoid(x) + jnp.sqrt(x) / 2, None
+
+    assert cost(step, X, None).transcendentals == 2 * 5
+    assert cost(lambda x: jax.lax.scan(step, x, length=7), X).transcendentals == 7 * 2 * 5
+    assert cost(lambda p, x: jax.lax.cond(p, jnp.exp, jnp.square, x), True, X).transcendentals == 5
 
 
 def test_what_is_fused_moves_no_bytes():

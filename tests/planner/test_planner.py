@@ -154,6 +154,33 @@ def test_the_device_s_figures_decide_what_time_is():
     assert seconds[0] > 10 * seconds[1]
 
 
+def sine_meta_loss(eta, theta, xs):
+    """The loss of a coordinate network of sines after steps of gradient descent."""
+
+    def loss(theta, x):
+        for layer in theta:
+            x = jnp.sin(30.0 * (x @ layer))
+        return jnp.mean((x - eta) ** 2)
+
+    def step(theta, x):
+        gradient = jax.grad(loss)(theta, x)
+        return [layer - 0.01 * g for layer, g in zip(theta, gradient, strict=True)], None
+
+    return loss(jax.lax.scan(step, theta, xs[:-1])[0], xs[-1])
+
+
+@pytest.mark.parametrize(("flops", "pays"), [(15, True), (200, False)])
+def test_sines_that_are_run_again_take_time(flops, pays):
+    """Each as long as some flops: on a CPU longer than the memory that it saves is touched."""
+    device = dataclasses.replace(CPU, transcendentals=CPU.flops / flops)
+    spec = jax.ShapeDtypeStruct
+    args = spec((), float), [spec((64, 64), float)] * 4, spec((4, 1000, 64), float)
+    planner = planner_of(jax.value_and_grad(sine_meta_loss), *args, device=device)
+    kept = Plan(symmetric=True, levels=1, saved=True)
+    again = dataclasses.replace(kept, slack=0)
+    assert (planner.candidate(again).seconds < planner.candidate(kept).seconds) == pays
+
+
 def test_the_front_has_no_plan_that_another_beats():
     front = planner_of(GRADIENT, *momentum_args(**DEEP)).front()
     assert front

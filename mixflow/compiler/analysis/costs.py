@@ -22,6 +22,15 @@ FREE = frozenset(
 )
 """Primitives that move data and compute nothing."""
 
+TRANSCENDENTAL = frozenset(
+    {
+        *("exp", "exp2", "expm1", "log", "log1p", "logistic", "erf", "erfc", "erf_inv", "pow"),
+        *("sin", "cos", "tan", "asin", "acos", "atan", "atan2", "lgamma", "digamma"),
+        *("sinh", "cosh", "tanh", "asinh", "acosh", "atanh", "rsqrt", "cbrt"),
+    }
+)
+"""Primitives that take many instructions for each element."""
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -32,22 +41,31 @@ class Cost:
 
     bytes: bytes that are read and written, those inside of fused element-wise code left out;
         None where a trip count is unknown.
+    transcendentals: elements that functions of `TRANSCENDENTAL` are computed for; each is one of
+        the flops, too. None where a trip count is unknown.
     """
 
     flops: float | None
     eqns: int
     bytes: float | None = 0.0
+    transcendentals: float | None = 0.0
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
             _both(self.flops, other.flops),
             self.eqns + other.eqns,
             _both(self.bytes, other.bytes),
+            _both(self.transcendentals, other.transcendentals),
         )
 
     def times(self, count: int | None) -> Cost:
         """The cost of running this `count` times, None meaning that nobody knows."""
-        return Cost(_times(self.flops, count), self.eqns, _times(self.bytes, count))
+        return Cost(
+            _times(self.flops, count),
+            self.eqns,
+            _times(self.bytes, count),
+            _times(self.transcendentals, count),
+        )
 
 
 def _both(one: float | None, other: float | None) -> float | None:
@@ -93,7 +111,7 @@ def _equation_cost(eqn: Any, read: set[Var]) -> Cost:
         return _derivative_cost(eqn, [var in read for var in eqn.outvars])
     nested = [_cost(inner) for inner in jaxprs_in_params(eqn.params)]
     if not nested:
-        return Cost(_leaf_flops(eqn), 1, _leaf_bytes(eqn))
+        return Cost(_leaf_flops(eqn), 1, _leaf_bytes(eqn), _leaf_transcendentals(eqn))
     own = Cost(0.0, 1)
     if eqn.primitive is primitives.scan_p:
         return own + nested[0].times(eqn.params["length"])
@@ -108,14 +126,15 @@ def _derivative_cost(eqn: Any, used: list[bool]) -> Cost:
     try:
         plain = spell_out(eqn)
     except NameError:  # a mesh axis that exists only inside of its shard_map
-        return Cost(None, len(eqn.params["function"].jaxpr.eqns), None)
+        return Cost(None, len(eqn.params["function"].jaxpr.eqns), None, None)
     return _live_cost(plain, used)
 
 
 def _worst(branches: list[Cost]) -> Cost:
     flops = _most([branch.flops for branch in branches])
     moved = _most([branch.bytes for branch in branches])
-    return Cost(flops, sum(branch.eqns for branch in branches), moved)
+    transcendentals = _most([branch.transcendentals for branch in branches])
+    return Cost(flops, sum(branch.eqns for branch in branches), moved, transcendentals)
 
 
 def _most(amounts: list[float | None]) -> float | None:
@@ -127,6 +146,10 @@ def _leaf_bytes(eqn: Any) -> float:
     if not eqn.primitive.name.startswith(MATERIAL):
         return 0.0
     return float(sum(array_bytes(atom.aval) for atom in (*eqn.invars, *eqn.outvars)))
+
+
+def _leaf_transcendentals(eqn: Any) -> float:
+    return _leaf_flops(eqn) if eqn.primitive.name in TRANSCENDENTAL else 0.0
 
 
 def _leaf_flops(eqn: Any) -> float:
