@@ -31,6 +31,7 @@ class Differentiand:
         custom: whether f holds custom rules that mixflow does not know, vouched for or not.
         suspects: what speaks against `symmetric`, for the report.
         batched: `vmap f` for each pattern of mapped constants that was met.
+        spelled: the plain programs of its derivatives that were asked for.
     """
 
     jaxpr: ClosedJaxpr
@@ -39,7 +40,8 @@ class Differentiand:
     symmetric: bool
     custom: bool = False
     suspects: tuple[Any, ...] = ()
-    batched: dict[Any, Differentiand] = field(default_factory=dict, repr=False)
+    batched: dict[Any, Differentiand] = field(default_factory=dict, init=False, repr=False)
+    spelled: dict[Any, ClosedJaxpr] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def call(self) -> Callable[..., list[Any]]:

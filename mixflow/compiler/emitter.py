@@ -150,7 +150,7 @@ def _derivative(op: mf.PrimalOp | mf.VjpOp) -> JaxprEqn:
     function = op.differentiand
     symmetric = function.symmetric if isinstance(op, mf.PrimalOp) else op.self_adjoint is not None
     jaxpr = _emit_region(op.body, function.jaxpr)
-    function = replace(function, jaxpr=jaxpr, symmetric=symmetric, batched={})
+    function = replace(function, jaxpr=jaxpr, symmetric=symmetric)
     if isinstance(op, mf.PrimalOp):
         return _template(replace(op.info, primitive=primal_p), {"function": function})
     params = {"function": function, "with_value": op.with_value is not None}

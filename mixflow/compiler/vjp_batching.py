@@ -40,7 +40,7 @@ def _batched(
             spmd_axis_name=axis.spmd_name,
         )
         jaxpr = jax.make_jaxpr(call)(*operands)
-        function.batched[key] = replace(function, jaxpr=jaxpr, batched={})
+        function.batched[key] = replace(function, jaxpr=jaxpr)
     return function.batched[key]
 
 

@@ -40,6 +40,7 @@ from mixflow.compiler.differentiand import (
     is_inexact,
     merge,
     partition,
+    spec_of,
     spread,
 )
 from mixflow.compiler.equations import rewrite_equations
@@ -276,16 +277,21 @@ SYMBOLIC = {primal_p: _primal, vjp_p: _vjp, pushforward_p: pushforward}
 """The symbolic primitives, each with the plain JAX that it stands for."""
 
 
-def spelled_out(primitive: Primitive, operands: Values, params: dict[str, Any]) -> ClosedJaxpr:
-    """The plain program that a symbolic derivative lowers to.
+def spelled_out(primitive: Primitive, avals: Sequence[Any], params: dict[str, Any]) -> ClosedJaxpr:
+    """The plain program that a symbolic derivative lowers to, remembered with its function.
 
     Arguments:
         primitive: one of `SYMBOLIC`.
-        operands: arrays, tracers or `jax.ShapeDtypeStruct`.
+        avals: of the operands.
         params: the equation's parameters.
     """
-    closed = jax.make_jaxpr(partial(SYMBOLIC[primitive], **params))(*operands)
-    return rewrite_equations(closed, _for_xla)
+    known = params["function"].spelled
+    others = tuple((name, value) for name, value in sorted(params.items()) if name != "function")
+    key = primitive, others, tuple(avals), jax.sharding.get_abstract_mesh()
+    if key not in known:
+        closed = jax.make_jaxpr(partial(SYMBOLIC[primitive], **params))(*map(spec_of, avals))
+        known[key] = rewrite_equations(closed, _for_xla)
+    return known[key]
 
 
 def _for_xla(eqn: Any) -> list[Any]:
@@ -293,7 +299,7 @@ def _for_xla(eqn: Any) -> list[Any]:
 
 
 def _lowered(primitive: Primitive, *operands: Any, **params: Any) -> list[Any]:
-    closed = spelled_out(primitive, operands, params)
+    closed = spelled_out(primitive, list(map(jax.typeof, operands)), params)
     return jax.core.eval_jaxpr(closed.jaxpr, closed.consts, *operands)
 
 

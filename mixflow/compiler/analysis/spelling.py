@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import jax
 import jax.core
@@ -15,8 +14,6 @@ from mixflow.compiler import jax_compat
 from mixflow.compiler.differentiand import is_inexact, merge, partition, spec_of
 from mixflow.compiler.vjp_primitive import spelled_out
 
-_SPELLED: WeakKeyDictionary[Any, dict[Any, ClosedJaxpr]] = WeakKeyDictionary()
-
 
 def spell_out(eqn: Any) -> ClosedJaxpr:
     """A symbolic derivative's equation as the plain program that it lowers to.
@@ -24,24 +21,14 @@ def spell_out(eqn: Any) -> ClosedJaxpr:
     Raises:
         NameError: the function uses a mesh axis, which exists only inside of its shard_map.
     """
-    known = _SPELLED.setdefault(eqn.params["function"], {})
-    others = {name: value for name, value in eqn.params.items() if name != "function"}
-    key = eqn.primitive, tuple(sorted(others.items())), tuple(v.aval for v in eqn.invars)
-    if key not in known:
-        known[key] = _spelled_out(eqn)
-    return known[key]
-
-
-def _spelled_out(eqn: Any) -> ClosedJaxpr:
     avals = [var.aval for var in eqn.invars]
-    specs = [spec_of(aval) for aval in avals]
     mesh = next((aval.sharding.mesh for aval in avals if not aval.sharding.mesh.empty), None)
     if mesh is None or mesh == jax.sharding.get_abstract_mesh():
-        return spelled_out(eqn.primitive, specs, eqn.params)
+        return spelled_out(eqn.primitive, avals, eqn.params)
     # The program is looked at from outside of its shard_map, or of its mesh.
     varies = any(aval.manual_axis_type.varying for aval in avals)
     with jax_compat.inside_mesh(mesh, checks_varying=varies):
-        return spelled_out(eqn.primitive, specs, eqn.params)
+        return spelled_out(eqn.primitive, avals, eqn.params)
 
 
 def with_reverse_pass(closed: ClosedJaxpr) -> ClosedJaxpr:
