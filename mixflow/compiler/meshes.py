@@ -10,19 +10,7 @@ import jax.core
 from jax.extend.core import ClosedJaxpr, jaxprs_in_params
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mixflow.compiler import jax_compat
 from mixflow.compiler.vjp_primitive import SYMBOLIC
-
-
-def communicates(closed: ClosedJaxpr) -> bool:
-    """Whether devices communicate in a symbolic derivative: in a shard_map, or over a named axis.
-
-    XLA then never merges a function's value with the forward pass of its gradient.
-    """
-    return any(
-        eqn.primitive.name == "shard_map" or jax_compat.axis_names(eqn.effects)
-        for eqn in _hidden_equations(closed.jaxpr, hidden=False)
-    )
 
 
 def on_hidden_meshes(closed: ClosedJaxpr, results: Sequence[Any]) -> list[Any]:

@@ -21,7 +21,7 @@ class Plan:
     """The choices for one program.
 
     Arguments:
-        fused: values are computed with their gradients, even if nothing else is done.
+        fused: values are computed with their gradients, as plain JAX does, if nothing else is done.
         peeled: the first step stands before its loop, where less of it is differentiated.
         symmetric: forward over reverse, where that is sound.
         levels: how deep inner loops are nested in checkpoints; 0 for not at all.
@@ -41,8 +41,8 @@ class Plan:
     @property
     def passes(self) -> str:
         """The pipeline, as `mixflow.compile(passes=...)` takes it."""
-        if self == Plan():
-            return ""
+        if self in (Plan(), Plan(fused=True)):
+            return "fuse-value-and-pullback" if self.fused else ""
         found = [PREPARE]
         if self.peeled:
             found.append("peel-inactive-step")

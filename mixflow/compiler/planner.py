@@ -19,13 +19,13 @@ from mixflow.compiler.analysis.costs import program_cost
 from mixflow.compiler.analysis.liveness import peak_memory
 from mixflow.compiler.analysis.residuals import total_size
 from mixflow.compiler.analysis.sizes import array_bytes
+from mixflow.compiler.analysis.soundness import holds_derivative
 from mixflow.compiler.analysis.spelling import with_reverse_pass
 from mixflow.compiler.capture import Captured
 from mixflow.compiler.device import Device
 from mixflow.compiler.dialects.jaxpr import ScanOp
 from mixflow.compiler.dialects.remarks import DECLINED, Remark
 from mixflow.compiler.emitter import main_function
-from mixflow.compiler.meshes import communicates
 from mixflow.compiler.nesting import choose_nest
 from mixflow.compiler.pipeline import Optimised, optimise, parse_passes
 from mixflow.compiler.plan import PREPARE, Candidate, Plan, balanced
@@ -118,9 +118,7 @@ class Planner:
 
     def _cost(self, plan: Plan) -> Candidate:
         optimised = self.optimised(plan)
-        # XLA merges the value of a function with its gradient's forward pass, as PREPARE does.
-        alike = optimised if plan != Plan() else self._prepared
-        program = self._measured(alike.jaxpr)
+        program = self._measured(optimised.jaxpr)
         cost = program_cost(program)
         held = sum(map(array_bytes, (*program.in_avals, *program.out_avals)))
         total = held + peak_memory(program).bytes
@@ -141,11 +139,6 @@ class Planner:
             return False
         module = optimise(self._captured, parse_passes(PREPARE), differentiated=False).module
         return module is None or not find_activity(main_function(module)).pullbacks
-
-    @cached_property
-    def _prepared(self) -> Optimised:
-        pipeline = parse_passes(PREPARE)
-        return optimise(self._captured, pipeline, differentiated=self._differentiated)
 
     # --- the search ----------------------------------------------------------------------------
 
@@ -202,8 +195,8 @@ class Planner:
 
     @cached_property
     def _plain(self) -> Plan:
-        """Nothing, or what XLA does for a program itself if its devices do not communicate."""
-        return Plan(fused=communicates(self._captured.jaxpr))
+        """What JAX does by itself: nothing, but that a value comes with its gradient."""
+        return Plan(fused=holds_derivative(self._captured.jaxpr.jaxpr))
 
     @property
     def _step(self) -> Plan:
@@ -260,9 +253,14 @@ class Planner:
         return self.facts.held_bytes / steps * choose_nest(steps, levels).states
 
     def _plain_may_be_best(self) -> bool:
-        """Not where a checkpointed step, at most a third slower than plain, is well beaten."""
-        step = self._costed.get(Plan(levels=1))
-        return step is None or self._balanced.score > 0.8 * step.score
+        """Not where a checkpointed step, at most a third slower than plain, is well beaten.
+
+        But plain JAX may keep less of a step than the state that it is given.
+        """
+        step, best = self._costed.get(Plan(levels=1)), self._balanced
+        if step is None or self._held(max(best.plan.levels, 1)) > best.total_bytes / 4:
+            return True
+        return best.score > 0.8 * step.score
 
     def _fit(self, budget: int) -> None:
         """Cost what comes near the budget: more slack where there is room, more reruns if not."""

@@ -81,14 +81,19 @@ def pooled(x, start, combine):
     return jax.lax.reduce_window(x, start, combine, (1, 3, 3, 1), (1, 1, 1, 1), "SAME")
 
 
+@pytest.mark.parametrize("flat", [False, True])
 @pytest.mark.parametrize("layers", [1, 3])
-def test_the_pullback_of_max_pooling_needs_the_places_of_all_elements(layers):
+def test_the_pullback_of_max_pooling_needs_the_places_of_all_elements(layers, flat):
+    """Flat: the images are pixels in a row but for the pooling, which only looks at them anew."""
+    shape = (16, 8, 8, 4)
+
     def f(x, w):
         for _ in range(layers):
-            x = jnp.tanh(pooled(x, -jnp.inf, jax.lax.max) * w)
+            x = pooled(x.reshape(shape), -jnp.inf, jax.lax.max).reshape(w.shape)
+            x = jnp.tanh(x * w)
         return jnp.sum(x)
 
-    images = jnp.ones((16, 8, 8, 4))
+    images = jnp.ones((16, 8 * 8 * 4) if flat else shape)
     traced = jax.jit(jax.grad(f)).trace(images, 2 * images)
     memory: Any = traced.lower().compile().memory_analysis()
     truth = memory.temp_size_in_bytes

@@ -178,4 +178,4 @@ def _conv_flops(eqn: Any) -> float:
 
 def equation_flops(eqn: Any) -> float:
     """Floating-point operations of one equation, nested programs included."""
-    return _equation_cost(eqn, set()).flops or 0.0
+    return _equation_cost(eqn, set(eqn.outvars)).flops or 0.0

@@ -25,17 +25,18 @@ def select_and_scatter(scope: Scope, eqn: Any, args: list[Value]) -> Value:
         eqn: a `select_and_scatter_add`.
         args: source and operand.
     """
-    source, operand = args
+    source, operand = args  # which may be those that a reshape was given
+    windows, given = (var.aval.shape for var in eqn.invars)
     out = eqn.outvars[0].aval
-    sides = zip(operand.shape, eqn.params["padding"], strict=True)
+    sides = zip(given, eqn.params["padding"], strict=True)
     shape = tuple(size + low + high for size, (low, high) in sides)
     padded, name = Array(shape, operand.dtype), eqn.primitive.name
-    if shape != operand.shape:
+    if shape != given:
         operand = scope.once(Kind.MOVE, (operand,), padded, "pad", eqn)
     iotas = [scope.add(Kind.MOVE, (), Array(shape, _PLACE), "iota", eqn) for _ in shape]
     largest = scope.add(Kind.CALL, (operand, *iotas), None, "reduce_window", eqn)
-    found = tuple(scope.part(largest, Array(source.shape, _PLACE)) for _ in shape)
-    places = Array((*source.shape, len(shape)), _PLACE)
+    found = tuple(scope.part(largest, Array(windows, _PLACE)) for _ in shape)
+    places = Array((*windows, len(shape)), _PLACE)
     joined = scope.add(Kind.MOVE, found, places, "concatenate", eqn)
     updates = scope.add(Kind.MOVE, (source,), source, "copy", eqn)
     zeros = scope.spread(scope.scalar(0, out.dtype), padded, eqn)

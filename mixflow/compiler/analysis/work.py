@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -35,5 +36,12 @@ def _flops(op: jx.LeafOp) -> float:
     return equation_flops(eqn)
 
 
-def _atom(value: SSAValue) -> Any:
-    return SimpleNamespace(aval=aval_of(value))
+@dataclass(frozen=True, eq=False)
+class _Atom:
+    """What an equation reads or gives; two are never the same."""
+
+    aval: Any
+
+
+def _atom(value: SSAValue) -> _Atom:
+    return _Atom(aval_of(value))
