@@ -56,6 +56,7 @@ def captured_vjp(
         # Under plain JAX a concrete point may steer Python; if it cannot, JAX says so.
         recording.decline("the function uses the value of its argument in Python")
         return call()
+    recording.finished.append(traced.trace)
     return _bind(recording, traced, call)
 
 
@@ -203,6 +204,15 @@ class Captured:
     num_captured: int
 
 
+def _outlived(jaxpr: ClosedJaxpr, recording: Recording) -> bool:
+    """Whether values of a captured loss are used outside of it.
+
+    Those that do not depend on its point belong to the enclosing trace in JAX, and may be.
+    """
+    tracers = [const for const in jaxpr.consts if isinstance(const, jax.core.Tracer)]
+    return any(jax_compat.trace_of(tracer) in recording.finished for tracer in tracers)
+
+
 def capture(
     fun: Callable[..., Any],
     leaves: list[Any],
@@ -230,6 +240,13 @@ def capture(
         return result
 
     with recording.active():
+        jaxpr = jax.make_jaxpr(flat)(*leaves)
+    if _outlived(jaxpr, recording):
+        recording = Recording()
+        recording.decline(
+            "a loss leaves values behind that are used after it, such as a random key that it "
+            "splits or a list that it appends to: return them from it, as has_aux does"
+        )
         jaxpr = jax.make_jaxpr(flat)(*leaves)
     if not recording.declines:
         recording.declines.extend(itertools.islice(_unseen_derivatives(jaxpr), 1))

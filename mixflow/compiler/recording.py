@@ -6,6 +6,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 
@@ -36,11 +37,13 @@ class Recording:
             for (`docs/derivative-rule.md`).
         declines: filled while tracing: what was left to JAX, and why.
         num_captured: filled while tracing: how many `jax.vjp` calls became symbolic.
+        finished: filled while tracing: the traces of the functions that were differentiated.
     """
 
     assume_symmetric: str | tuple[str, ...] = ()
     declines: list[Decline] = field(default_factory=list)
     num_captured: int = 0
+    finished: list[Any] = field(default_factory=list)
 
     def trusts(self, suspect: Suspect) -> bool:
         """Whether the user vouches for a custom rule."""

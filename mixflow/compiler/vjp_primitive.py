@@ -86,7 +86,11 @@ def _vjp(*operands: Any, function: Differentiand, with_value: bool) -> list[Any]
 
 
 @vjp_p.def_effectful_abstract_eval
-def _vjp_abstract(*_: Any, function: Differentiand, with_value: bool) -> tuple[list[Any], Any]:
+def _vjp_abstract(*avals: Any, function: Differentiand, with_value: bool) -> tuple[list[Any], Any]:
+    params: dict[str, Any] = {"function": function, "with_value": with_value}
+    if any(aval.weak_type for aval in avals[function.num_consts :]):
+        # Whether such a gradient is weakly typed too depends on the rules that it goes through.
+        return spelled_out(vjp_p, avals, params).out_avals, function.jaxpr.effects
     outputs = function.jaxpr.out_avals if with_value else []
     point_bar = [aval.to_ct_aval() for aval in function.point_avals]
     return [*outputs, *point_bar], function.jaxpr.effects
@@ -157,10 +161,10 @@ def pushforward(
 
 @pushforward_p.def_effectful_abstract_eval
 def _pushforward_abstract(
-    *_: Any, function: Differentiand, with_value: bool, perturbed: tuple[bool, ...]
+    *avals: Any, function: Differentiand, with_value: bool, perturbed: tuple[bool, ...]
 ) -> tuple[list[Any], Any]:
-    del perturbed
-    results, effects = _vjp_abstract(function=function, with_value=with_value)
+    primals = avals[: len(perturbed)]
+    results, effects = _vjp_abstract(*primals, function=function, with_value=with_value)
     return [aval.to_tangent_aval() for aval in results if is_inexact(aval)], effects
 
 

@@ -427,3 +427,47 @@ def test_a_loss_that_raises_jaxs_own_error_is_not_declined() -> None:
         compiled(meta_loss)(ETA)
     assert str(found.value) == str(expected.value)
     assert_nothing_is_active()
+
+
+class Keys:
+    """A sequence of random keys, as haiku's: each splits the one that is kept."""
+
+    def __init__(self, key: Any) -> None:
+        self.key = key
+
+    def __next__(self) -> Any:
+        self.key, new = jax.random.split(self.key)
+        return new
+
+
+def noisy_steps(eta: Any, key: Any) -> Any:
+    """Steps on a loss that takes its random keys from a sequence outside of it."""
+    keys, theta = Keys(key), THETA
+    for _ in range(2):
+
+        def noisy(theta: Any) -> Any:
+            return loss(theta + jax.random.normal(next(keys), theta.shape), eta)
+
+        theta = theta - 0.1 * jax.grad(noisy)(theta)
+    return ends(theta)
+
+
+def test_a_loss_that_leaves_values_behind_is_left_to_jax() -> None:
+    args = ETA, jax.random.key(0)
+    gradient = jax.value_and_grad(noisy_steps)
+    assert_close(compiled(gradient)(*args), jax.jit(gradient)(*args))
+    found = captures(gradient, *args)
+    assert found.num_captured == 0
+    assert "a loss leaves values behind that are used after it" in reasons(found)
+
+
+def test_a_value_that_outlives_the_program_is_an_error_as_in_jax() -> None:
+    kept: list[Any] = []
+
+    def leaking(eta: Any) -> Any:
+        kept.append(eta * 2)
+        return ends(jax.grad(loss)(THETA, kept[0]))
+
+    compiled(jax.grad(leaking))(ETA)
+    with pytest.raises(jax.errors.UnexpectedTracerError):
+        compiled(jax.grad(leaking))(ETA)

@@ -452,6 +452,34 @@ def test_compiled_outputs_may_be_any_tree() -> None:
     assert_close(compiled(step)(ETA), jax.jit(step)(ETA))
 
 
+WEAKLY: dict[str, Any] = {
+    "itself": lambda x: x,
+    "clip": lambda x: jnp.clip(x, 0.0, 1.0),
+    "maximum": lambda x: jnp.maximum(x, 0.0),
+    "stack": lambda x: jnp.stack([x, 1.0])[0],
+    "where": lambda x: jnp.where(x > 0, x, 0.0),
+    "product": lambda x: x * jnp.float32(3),
+}
+
+
+@pytest.mark.parametrize("cotangent", [0.25, jnp.float32(0.25)], ids=["weak", "strong"])
+@pytest.mark.parametrize("point", [0.5, jnp.float32(0.5)], ids=["weak", "strong"])
+@pytest.mark.parametrize("f", WEAKLY.values(), ids=WEAKLY)
+def test_a_gradient_is_as_weakly_typed_as_jax_s(f: Any, point: Any, cotangent: Any) -> None:
+    """That depends on the point, on the cotangent and on the rules in between."""
+
+    def step(point: Any, cotangent: Any) -> Any:
+        value, pullback = jax.vjp(f, point)
+        return pullback(cotangent * jnp.ones_like(value).astype(value.dtype))
+
+    def types(step: Any) -> Any:
+        args = point, cotangent
+        return [(x.dtype, x.weak_type) for x in jax.tree.leaves(jax.eval_shape(step, *args))]
+
+    with jax.enable_x64(False):
+        assert types(compiled(step)) == types(step)
+
+
 @pytest.mark.parametrize("scale", [2, 2.0, np.float32(2), np.float64(2)], ids=repr)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_types_are_those_of_plain_jax(dtype: Any, scale: Any) -> None:
