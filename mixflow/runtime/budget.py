@@ -36,13 +36,13 @@ def parse_budget(text: str) -> int:
     """
     match = _PATTERN.fullmatch(text)
     factor = _FACTORS.get(match[2].lower()) if match else None
-    count = int(float(match[1]) * factor) if match and factor is not None else 0
-    if count <= 0:
+    count = float(match[1]) * factor if match and factor is not None else 0.0
+    if not 1 <= count < math.inf:
         raise InputError(
             f"memory budget {text!r} is no amount of memory: write bytes, or a number with "
             "KiB, MiB, GiB, TiB (or KB, MB, GB, TB), such as 8GiB"
         )
-    return count
+    return int(count)
 
 
 def budget_bytes(budget: str | float | None) -> int | None:

@@ -24,7 +24,7 @@ from mixflow.runtime.budget import budget_bytes, format_bytes
 from mixflow.runtime.measure import total_bytes
 from mixflow.runtime.options import Options
 from mixflow.runtime.planning import Chooser
-from mixflow.runtime.staged import Staged, signature
+from mixflow.runtime.staged import Kinds, Staged
 from mixflow.runtime.verify import nudge, verify_results
 
 if TYPE_CHECKING:
@@ -42,12 +42,16 @@ class CompiledFunction:
         self._pipeline = None if options.passes is None else parse_passes(options.passes)
         self._budget = budget_bytes(options.memory_budget)
         self._chooser = Chooser(self.__name__, self._budget, options.static)
+        self._kinds = Kinds(fun, options.static)
         self._fitted: dict[Any, Any] = {}
         self._example: Callable[[], Any] | None = None
         # The jit inside other traces: compiler options belong to the outermost one.
         self._nested = jax.jit(self._staged(self._pipeline, differentiated=True), **options.jit)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        config: Any = jax.config
+        if config.jax_disable_jit:
+            return self._fun(*args, **kwargs)
         if current_recording() is not None:
             # Part of a larger program, which is optimised as a whole.
             return jax.jit(self._fun, **self._options.jit)(*args, **kwargs)
@@ -80,7 +84,7 @@ class CompiledFunction:
         asks = self._budget is not None or self._options.autotune
         if not asks:
             return self._top
-        key = signature(args, kwargs)
+        key = self._kinds.of(args, kwargs)
         if key not in self._fitted:
             self._fitted[key] = self._fit(args, kwargs)
         return self._fitted[key]

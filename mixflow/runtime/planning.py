@@ -8,6 +8,7 @@ from typing import Any
 
 from jax.tree_util import tree_leaves
 
+from mixflow.compiler.analysis.soundness import nested_jaxprs
 from mixflow.compiler.capture import Captured
 from mixflow.compiler.dialects.remarks import Remark
 from mixflow.compiler.pipeline import Optimised, optimise, parse_passes
@@ -150,5 +151,17 @@ def _on_several_devices(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 
 def _key(captured: Captured, differentiated: bool) -> Any:
     """Equal for programs that look alike; a plan is right for any program."""
-    jaxpr = captured.jaxpr
-    return differentiated, tuple(map(str, jaxpr.in_avals)), len(jaxpr.eqns)
+    return differentiated, tuple(captured.jaxpr.in_avals), _outline(captured.jaxpr.jaxpr)
+
+
+def _outline(jaxpr: Any) -> tuple[Any, ...]:
+    """A program's operations with the types of their results, and how long its loops are."""
+    return tuple(
+        (
+            eqn.primitive,
+            eqn.params.get("length"),
+            tuple(var.aval for var in eqn.outvars),
+            tuple(map(_outline, nested_jaxprs(eqn))),
+        )
+        for eqn in jaxpr.eqns
+    )

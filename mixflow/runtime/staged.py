@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.core
-from jax.tree_util import tree_flatten, tree_unflatten
+from jax.tree_util import tree_flatten, tree_leaves, tree_unflatten
 
 from mixflow.compiler.capture import Captured, capture
 from mixflow.compiler.differentiand import merge, partition
@@ -43,14 +45,28 @@ class Staged:
         return self.fun(*args, **kwargs)
 
 
-def signature(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """A key that is equal for calls that share a compiled program."""
-    leaves, tree = tree_flatten((args, kwargs))
-    return tree, tuple(_leaf_key(leaf) for leaf in leaves)
+@jax.tree_util.register_static
+@dataclass(frozen=True, eq=False)
+class Kind:
+    """What calls have in common that JAX traces once."""
 
 
-def _leaf_key(leaf: Any) -> Any:
-    if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
-        return leaf.shape, leaf.dtype, getattr(leaf, "weak_type", False)
-    # A Python scalar's value matters only where the argument is static: a plan too many is no harm.
-    return type(leaf), repr(leaf)
+class Kinds:
+    """Tells calls apart as `jax.jit` does: by types, static arguments and JAX's configuration.
+
+    Arguments:
+        fun: the function that is called.
+        static: the jit options that say what of the arguments is static.
+    """
+
+    def __init__(self, fun: Callable[..., Any], static: dict[str, Any]) -> None:
+        @functools.wraps(fun, updated=())
+        def kind(*_args: Any, **_kwargs: Any) -> Kind:
+            return Kind()
+
+        self._jit: Any = jax.jit(kind, **static)
+
+    def of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A key that is equal for calls that share a compiled program."""
+        shardings = [getattr(leaf, "sharding", None) for leaf in tree_leaves((args, kwargs))]
+        return self._jit.eval_shape(*args, **kwargs), tuple(shardings)

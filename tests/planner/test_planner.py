@@ -6,6 +6,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from meta_losses import DEEP, LONG, deep_loss, momentum_args, momentum_meta_loss, quadratic
 from support import assert_close, captures
@@ -282,7 +283,7 @@ def test_a_share_of_the_memory_of_a_device_that_reports_none():
         mixflow.compile(GRADIENT, memory_budget=0.5)
 
 
-@pytest.mark.parametrize("budget", [0, -1, 1.5, True, "much", [8]])
+@pytest.mark.parametrize("budget", ["9" * 400, 0, -1, 1.5, True, "much", [8]])
 def test_what_is_no_budget(budget):
     with pytest.raises(InputError, match=r"memory.budget"):
         mixflow.compile(GRADIENT, memory_budget=budget)
@@ -293,6 +294,66 @@ def test_a_budget_compiles_once_for_all_calls_of_a_shape(monkeypatch):
     f(jnp.ones(3), jnp.ones(3))
     monkeypatch.setattr(f, "_fit", lambda *_: pytest.fail("planned again"))
     f(jnp.zeros(3), jnp.ones(3))
+
+
+def test_a_budget_compiles_once_for_all_python_numbers(monkeypatch):
+    f = mixflow.compile(lambda rate, x: jax.grad(quadratic)(rate * x, x), memory_budget="1GiB")
+    f(0.1, jnp.ones(3))
+    monkeypatch.setattr(f, "_fit", lambda *_: pytest.fail("planned again"))
+    f(0.2, jnp.ones(3))
+
+
+class Size:
+    """A static argument whose text does not say what it is."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def __hash__(self):
+        return self.number
+
+    def __eq__(self, other):
+        return self.number == other.number
+
+    def __repr__(self):
+        return "Size"
+
+
+def test_a_budget_is_asked_about_again_for_another_static_argument():
+    def sized(eta, size):
+        return jax.grad(quadratic)(eta * jnp.ones(size.number), jnp.ones(1))
+
+    f = mixflow.compile(sized, static_argnums=1, memory_budget="100KiB")
+    f(jnp.array(0.5), Size(10))
+    with pytest.raises(BudgetError):
+        f(jnp.array(0.5), Size(100_000))
+
+
+def test_a_budget_is_asked_about_again_for_wider_numbers():
+    args = np.ones(1000), np.ones(1000)
+    with jax.enable_x64(False):
+        needed = total(mixflow.compile(jax.grad(quadratic)), *args)
+        f = mixflow.compile(jax.grad(quadratic), memory_budget=int(1.2 * needed))
+        f(*args)
+    with pytest.raises(BudgetError):
+        f(*args)
+
+
+def test_a_plan_is_not_kept_for_a_loop_of_another_length():
+    def looped(eta, theta, x, steps):
+        def step(carry, _):
+            gradient = jax.grad(deep_loss)(carry, eta["weights"], x)
+            return jax.tree.map(lambda t, g: t - eta["rate"] * g, carry, gradient), None
+
+        theta, _ = jax.lax.scan(step, theta, length=steps)
+        return deep_loss(theta, 0 * eta["weights"], x)
+
+    eta, theta, xs = momentum_args(**{**LONG, "steps": 1})
+    gradient = jax.value_and_grad(looped)
+    used, fresh = (mixflow.compile(gradient, static_argnums=3) for _ in range(2))
+    short = used.optimised(eta, theta, xs[0], 1).passes
+    passes = [f.optimised(eta, theta, xs[0], 64).passes for f in (used, fresh)]
+    assert short != passes[0] == passes[1]
 
 
 def test_autotune_picks_by_measuring():

@@ -291,6 +291,16 @@ def test_without_jit():
         assert_close(f(X), plain())
 
 
+def test_without_jit_values_may_steer_python():
+    @mixflow.compile
+    def either(x):
+        value, gradient = jax.value_and_grad(meta)(x)
+        return gradient if value > 0 else x
+
+    with jax.disable_jit():
+        assert_close(either(X), plain()[1] if plain()[0] > 0 else X)
+
+
 def test_with_jax_s_own_checks():
     with jax.enable_checks(True):
         assert_close(mixflow.compile(jax.value_and_grad(meta))(X), plain())
