@@ -28,7 +28,7 @@ from mixflow.compiler.dialects.remarks import DECLINED, Remark
 from mixflow.compiler.emitter import main_function
 from mixflow.compiler.nesting import choose_nest
 from mixflow.compiler.pipeline import Optimised, optimise, parse_passes
-from mixflow.compiler.plan import PREPARE, Candidate, Plan, balanced
+from mixflow.compiler.plan import PREPARE, SLOWEST, Candidate, Plan, balanced
 from mixflow.passes.checkpoint_inner_loop import is_inner_loop
 from mixflow.passes.peel_inactive_step import gains_from_peeling
 
@@ -181,8 +181,9 @@ class Planner:
         if not self._is_far_below(self._step):
             self.candidate(self._rewritten)
         self._explore_loop()
-        if self.facts.peelable and self.facts.steps > FEW_STEPS:
-            self.candidate(replace(self._balanced.plan, peeled=False))
+        if self.facts.peelable and self._balanced.plan.levels:
+            # Of many steps the first is not worth a second program in each plan that is tried.
+            self.candidate(replace(self._balanced.plan, peeled=True))
         if self._plain_may_be_best():
             self.candidate(self._plain)
 
@@ -206,7 +207,8 @@ class Planner:
     @property
     def _rewritten(self) -> Plan:
         """All that is sound, without segments."""
-        facts, step = self.facts, replace(self._step, peeled=self.facts.peelable)
+        facts = self.facts
+        step = replace(self._step, peeled=facts.peelable and facts.steps <= FEW_STEPS)
         return replace(step, symmetric=True, saved=facts.steps > 0) if facts.symmetric else step
 
     def _is_far_below(self, step: Plan) -> bool:
@@ -268,9 +270,11 @@ class Planner:
         if least.total_bytes > budget and least.plan.slack is not None:
             self.candidate(replace(least.plan, slack=0, rerun=1.5))
             self.candidate(replace(least.plan, slack=0, rerun=3.0))
-        for one in self.considered:
+        within = [one for one in self.considered if one.total_bytes <= budget]
+        bearable = SLOWEST * min((one.seconds for one in within), default=0.0)
+        for one in within:
             room = int(budget - one.total_bytes)
-            if one.plan.slack == 0 and room > budget / 20:
+            if one.plan.slack == 0 and room > budget / 20 and one.seconds <= bearable:
                 self.candidate(replace(one.plan, slack=room))
 
     def declines(self, chosen: Candidate) -> tuple[Remark, ...]:

@@ -12,6 +12,7 @@ arXiv 1911.13214), theorem 1, with inputs that cross several cuts counted once.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,17 @@ class Chain:
 
     def __len__(self) -> int:
         return len(self.forward)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Chain) and self._figures == other._figures
+
+    def __hash__(self) -> int:
+        return hash(self._figures)
+
+    @cached_property
+    def _figures(self) -> tuple[bytes, ...]:
+        arrays = self.forward, self.kept, self.working, self.entering, self.crossing, self.pinned
+        return tuple(array.tobytes() for array in arrays)
 
     @property
     def most(self) -> float:
@@ -150,6 +162,7 @@ class Schedules:
         return found
 
 
+@lru_cache(maxsize=64)  # the plans of a program cut the same losses
 def find_schedule(chain: Chain, slack: float = 0, rerun: float = 1.0) -> Schedule:
     """The cheapest schedule within the least memory and a slack.
 

@@ -32,7 +32,8 @@ class Report:
         before: figures of plain JAX.
         after: figures of the optimised program.
         checkpointed: figures of plain JAX with a checkpointed step; None without an inner loop.
-        plan: the pipeline that the program was given; empty where it was left as it is.
+        plan: the pipeline that the program was given; `fuse-value-and-pullback` or empty where it
+            was left as it is.
         rewrites: what passes did.
         declined: what was left alone, and why.
         verified: the comparison of results; None where none was made.

@@ -44,7 +44,7 @@ class Manifest:
     target: what of it the program is, in words.
     versions: of mixflow, jax and python, where it was made.
     platforms: those that the program was exported for.
-    plan: the pipeline; empty where the program was left as it is.
+    plan: the pipeline; `fuse-value-and-pullback` or empty where the program was left as it is.
     figures: temp_bytes, total_bytes, flops and eqns, where it was made.
     sha256: the checksum of the exported program.
     inputs, outputs: its arrays.
