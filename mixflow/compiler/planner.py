@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 
 from jax.extend.core import ClosedJaxpr
@@ -17,48 +17,22 @@ from jax.extend.core import ClosedJaxpr
 from mixflow.compiler.analysis.activity import find_activity
 from mixflow.compiler.analysis.costs import program_cost
 from mixflow.compiler.analysis.liveness import peak_memory
-from mixflow.compiler.analysis.residuals import total_size
 from mixflow.compiler.analysis.sizes import array_bytes
 from mixflow.compiler.analysis.soundness import holds_derivative
 from mixflow.compiler.analysis.spelling import with_reverse_pass
 from mixflow.compiler.capture import Captured
 from mixflow.compiler.device import Device
-from mixflow.compiler.dialects.jaxpr import ScanOp
 from mixflow.compiler.dialects.remarks import DECLINED, Remark
 from mixflow.compiler.emitter import main_function
+from mixflow.compiler.facts import Facts, facts_of
 from mixflow.compiler.nesting import choose_nest
 from mixflow.compiler.pipeline import Optimised, optimise, parse_passes
 from mixflow.compiler.plan import PREPARE, SLOWEST, Candidate, Plan, balanced
-from mixflow.passes.checkpoint_inner_loop import is_inner_loop
-from mixflow.passes.peel_inactive_step import gains_from_peeling
-
-MOST_PEELED = 16
-"""A first step saves less, the more steps there are, and has to be compiled all the same."""
-
 
 FEW_STEPS = 4
 """Up to here a peeled step saves so much time that it is not asked whether it takes memory."""
 FAR_BELOW = 0.4
 """Forward over reverse alone does not get so far below the memory of a checkpointed step."""
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What of a program decides which plans there are.
-
-    Arguments:
-        steps: of the longest inner loop; 0 without one.
-        held_bytes: what the inner loops' steps are given, for all of their steps together.
-        nested: whether a gradient is differentiated again.
-        symmetric: whether that may be forward over reverse.
-        peelable: whether the first step of an inner loop is better off alone.
-    """
-
-    steps: int
-    held_bytes: int
-    nested: bool
-    symmetric: bool
-    peelable: bool = False
 
 
 class Planner:
@@ -89,21 +63,7 @@ class Planner:
     @cached_property
     def facts(self) -> Facts:
         """What there is to plan."""
-        module = self._probe.module
-        if module is None:
-            return Facts(0, 0, nested=False, symmetric=False)
-        activity = find_activity(main_function(module))
-        loops = [op for op in activity.loops if is_inner_loop(op)]
-        steps = max((_steps(op) for op in loops), default=0)
-        return Facts(
-            steps,
-            sum(_steps(op) * _carried(op) for op in loops),
-            nested=bool(activity.pullbacks),
-            symmetric=any(op.self_adjoint is not None for op in activity.pullbacks),
-            peelable=self._device.keeps_barriers
-            and steps <= MOST_PEELED
-            and any(gains_from_peeling(op, activity.values) for op in loops),
-        )
+        return facts_of(self._probe.module, peeling=self._device.keeps_barriers)
 
     def candidate(self, plan: Plan) -> Candidate:
         """A plan with its costs."""
@@ -308,13 +268,3 @@ def _simplest(best: Candidate, candidates: list[Candidate]) -> Candidate:
     """The one that does the least to the program, of those that are as good as the best."""
     alike = [one for one in candidates if one.is_as_good(best)]
     return min(alike, key=lambda one: len(one.plan.passes))
-
-
-def _steps(op: ScanOp) -> int:
-    """The length of a loop, or 1 where jax.export has left it open."""
-    return op.length if isinstance(op.params["length"], int) else 1
-
-
-def _carried(op: ScanOp) -> int:
-    """Bytes of the state that a step is given."""
-    return total_size(op.operands[op.num_consts :][: op.num_carry])
