@@ -30,7 +30,7 @@ class Case:
 
 CASES = {
     "architecture": Case(50, 0.2, {"NODES": 2, "CHANNELS": 8}),
-    "augmentation": Case(40, 0.1, {"INNER_STEPS": 10, "BATCH": 32}),
+    "augmentation": Case(40, 0.1, {"INNER_STEPS": 16, "BATCH": 32}),
     "cavia": Case(60, 0.1, {"TASKS": 16, "HIDDEN": 32, "HIDDEN_LAYERS": 2}),
     "curvature": Case(40, 0.3, {"WIDTHS": (64, 32, 32, 10)}, entry="slope"),
     "data_weighting": Case(20, 0.3, {"LAYERS": 1, "LENGTH": 24, "WIDTH": 16}),
