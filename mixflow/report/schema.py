@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 _NUMBER = (int, float)
@@ -50,8 +51,7 @@ SNAPSHOT = {
 def complaint(value: Any, shape: Any, where: str = "") -> str | None:
     """What is wrong with a JSON value, in words; None where it has the shape."""
     if isinstance(shape, tuple):
-        is_wrong = not isinstance(value, shape) or (isinstance(value, bool) and bool not in shape)
-        return f"{where} is {_shown(value)}" if is_wrong else None
+        return None if _fits(value, shape) else f"{where} is {_shown(value)}"
     if isinstance(shape, list):
         if not isinstance(value, list):
             return f"{where} is no list"
@@ -62,6 +62,13 @@ def complaint(value: Any, shape: Any, where: str = "") -> str | None:
         items = list(_fields(value, shape, where))
     found = (complaint(item, inner, at) for at, item, inner in items)
     return next((one for one in found if one is not None), None)
+
+
+def _fits(value: Any, types: tuple[type, ...]) -> bool:
+    if isinstance(value, bool):
+        return bool in types
+    is_figure = not isinstance(value, (int, float)) or abs(value) <= sys.float_info.max
+    return isinstance(value, types) and is_figure
 
 
 def _fields(value: dict[str, Any], shape: dict[str, Any], where: str) -> Any:

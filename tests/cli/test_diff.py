@@ -239,6 +239,14 @@ DAMAGED: dict[str, tuple[Any, str]] = {
         made.changed(lambda entry: entry["after"].update(eqns="many")),
         "meta_loss.after.eqns is 'many'",
     ),
+    "an absurd number": (
+        made.changed(lambda entry: entry["after"].update(total_bytes=10**400)),
+        "meta_loss.after.total_bytes is 1000",
+    ),
+    "no number": (
+        made.changed(lambda entry: entry["after"].update(flops=float("nan"))),
+        "meta_loss.after.flops is nan",
+    ),
 }
 
 
