@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -32,20 +35,26 @@ class Walk:
 
 def walk(how: Walk, say: Say = lambda _: None) -> Iterator[Figures]:
     """For each T and program: the largest model, the longest sequence, and all that was tried."""
+    cases = itertools.product(how.steps, PROGRAMS)
+    # On a CPU nothing is run, and compiling takes one core; a GPU is for one at a time.
+    at_once = (os.cpu_count() or 1) if how.device == "cpu" else 1
+    with ThreadPoolExecutor(at_once) as pool:
+        yield from pool.map(lambda case: _row(case[0], case[1], how, say), cases)
+
+
+def _row(steps: int, program: str, how: Walk, say: Say) -> Figures:
     models, lengths, tokens = MODELS[how.device], LENGTHS[how.device], TOKENS[how.device]
-    for steps in how.steps:
-        for program in PROGRAMS:
-            by_size = [Job(program, one, steps, tokens, how.device) for one in models]
-            by_length = [Job(program, models[0], steps, one, how.device) for one in lengths]
-            model, sized = largest(by_size, how, say)
-            length, long = largest(by_length, how, say)
-            yield {
-                "steps": steps,
-                "program": program,
-                "largest_model": None if model is None else models[model].parameters,
-                "longest_sequence": None if length is None else lengths[length],
-                "tried": [*sized, *long],
-            }
+    by_size = [Job(program, one, steps, tokens, how.device) for one in models]
+    by_length = [Job(program, models[0], steps, one, how.device) for one in lengths]
+    model, sized = largest(by_size, how, say)
+    length, long = largest(by_length, how, say)
+    return {
+        "steps": steps,
+        "program": program,
+        "largest_model": None if model is None else models[model].parameters,
+        "longest_sequence": None if length is None else lengths[length],
+        "tried": [*sized, *long],
+    }
 
 
 def largest(jobs: Sequence[Job], how: Walk, say: Say) -> tuple[int | None, list[Figures]]:
