@@ -145,10 +145,16 @@ def _replay(traced: TracedFunction, function: Differentiand) -> Replay:
         jaxpr = jax.make_jaxpr(function.gradient)(traced.consts, traced.point)
     except jax.errors.UnexpectedTracerError:
         return Replay.NOWHERE
-    tracers = [const for const in jaxpr.consts if isinstance(const, jax.core.Tracer)]
-    if any(jax_compat.trace_of(tracer) is traced.trace for tracer in tracers):
+    traces = _closed_over(jaxpr)
+    if traced.trace in traces:
         return Replay.NOWHERE
-    return Replay.HERE if tracers else Replay.ANYWHERE
+    return Replay.HERE if traces else Replay.ANYWHERE
+
+
+def _closed_over(jaxpr: ClosedJaxpr) -> list[Any]:
+    """The traces that a program's constants belong to, where those are tracers."""
+    tracers = [const for const in jaxpr.consts if isinstance(const, jax.core.Tracer)]
+    return list(map(jax_compat.trace_of, tracers))
 
 
 def _unseen_derivatives(jaxpr: Any) -> Iterator[Decline]:
@@ -209,8 +215,7 @@ def _outlived(jaxpr: ClosedJaxpr, recording: Recording) -> bool:
 
     Those that do not depend on its point belong to the enclosing trace in JAX, and may be.
     """
-    tracers = [const for const in jaxpr.consts if isinstance(const, jax.core.Tracer)]
-    return any(jax_compat.trace_of(tracer) in recording.finished for tracer in tracers)
+    return any(trace in recording.finished for trace in _closed_over(jaxpr))
 
 
 def capture(
