@@ -31,7 +31,7 @@ def emit_jaxpr(module: ModuleOp, origin: ClosedJaxpr) -> ClosedJaxpr:
         module: the IR.
         origin: what it was imported from; lends its debug information.
     """
-    return _emit_region(main_function(module).body, origin)
+    return emit_region(main_function(module).body, origin)
 
 
 def main_function(module: ModuleOp) -> FuncOp:
@@ -41,8 +41,13 @@ def main_function(module: ModuleOp) -> FuncOp:
     return function
 
 
-def _emit_region(region: Region, origin: Any) -> ClosedJaxpr:
-    """A closed jaxpr out of a region; `origin` lends its debug information where it fits."""
+def emit_region(region: Region, origin: Any) -> ClosedJaxpr:
+    """The closed jaxpr of a region, as the passes left it.
+
+    Arguments:
+        region: of any operation.
+        origin: what it was imported from; lends its debug information where that fits. Or None.
+    """
     return _Emitter(region).finish(origin)
 
 
@@ -128,7 +133,7 @@ def _structured(op: jx.RegionOp | jx.CheckpointOp) -> JaxprEqn:
     names = REGIONS[info.primitive][1]
     originals = nested_jaxprs(info.params, names)
     emitted = iter(
-        _like(_emit_region(region, original), original)
+        _like(emit_region(region, original), original)
         for region, original in zip(op.regions, originals, strict=True)
     )
     params = dict(info.params)
@@ -149,7 +154,7 @@ def _derivative(op: mf.PrimalOp | mf.VjpOp) -> JaxprEqn:
     """`primal[f]` or `vjp[f]`, on f as the passes left it."""
     function = op.differentiand
     symmetric = function.symmetric if isinstance(op, mf.PrimalOp) else op.self_adjoint is not None
-    jaxpr = _emit_region(op.body, function.jaxpr)
+    jaxpr = emit_region(op.body, function.jaxpr)
     function = replace(function, jaxpr=jaxpr, symmetric=symmetric)
     if isinstance(op, mf.PrimalOp):
         return _template(replace(op.info, primitive=primal_p), {"function": function})
@@ -170,7 +175,7 @@ def _checkpoint(op: jx.CheckpointOp) -> JaxprEqn:
         barriers = tuple(map(bool, op.barriers.get_values()))
     wrapped = jax.checkpoint(lambda *xs: xs, policy=policy, prevent_cse=barriers)
     (eqn,) = jax.make_jaxpr(wrapped)(*[0.0] * len(op.operands)).jaxpr.eqns
-    closed = _emit_region(op.body, None)
+    closed = emit_region(op.body, None)
     effects = set(closed.effects)
     return eqn.replace(params={**eqn.params, "jaxpr": closed.jaxpr}, effects=effects)
 

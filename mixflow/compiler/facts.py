@@ -11,6 +11,7 @@ from mixflow.compiler.analysis.residuals import total_size
 from mixflow.compiler.dialects.jaxpr import ScanOp
 from mixflow.compiler.emitter import main_function
 from mixflow.passes.checkpoint_inner_loop import is_inner_loop
+from mixflow.passes.keep_first_products import first_products
 from mixflow.passes.peel_inactive_step import gains_from_peeling
 
 MOST_PEELED = 16
@@ -27,6 +28,7 @@ class Facts:
         nested: whether a gradient is differentiated again.
         symmetric: whether that may be forward over reverse.
         peelable: whether the first step of an inner loop is better off alone.
+        distributed: whether a loss begins with products of parameters that lie on several devices.
     """
 
     steps: int
@@ -34,6 +36,7 @@ class Facts:
     nested: bool
     symmetric: bool
     peelable: bool = False
+    distributed: bool = False
 
 
 def facts_of(module: ModuleOp | None, *, peeling: bool) -> Facts:
@@ -57,6 +60,7 @@ def facts_of(module: ModuleOp | None, *, peeling: bool) -> Facts:
         peelable=peeling
         and steps <= MOST_PEELED
         and any(gains_from_peeling(op, activity.values) for op in loops),
+        distributed=any(any(first_products(op)) for op in activity.pullbacks),
     )
 
 

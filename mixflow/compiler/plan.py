@@ -26,6 +26,7 @@ class Plan:
         symmetric: forward over reverse, where that is sound.
         levels: how deep inner loops are nested in checkpoints; 0 for not at all.
         saved: whether inner gradients are kept.
+        kept: whether first products of parameters on several devices are, too.
         slack: bytes that a segmented region may take beyond the least; None for no segments.
         rerun: how much of a region may be run again for less memory, in forward passes.
     """
@@ -35,8 +36,14 @@ class Plan:
     symmetric: bool = False
     levels: int = 0
     saved: bool = False
+    kept: bool = False
     slack: int | None = None
     rerun: float = 1.0
+
+    @property
+    def repeats(self) -> bool:
+        """Whether gradients are computed again in the second run of a step."""
+        return self.levels > 0 and not self.saved
 
     @property
     def passes(self) -> str:
@@ -52,6 +59,8 @@ class Plan:
             found.append(f"checkpoint-inner-loop{{levels={self.levels}}}")
         if self.saved:
             found.append("save-inner-gradients")
+        if self.kept and (self.saved or not self.levels):
+            found.append("keep-first-products")
         if self.slack is not None:
             found.append(f"segment-loss{{slack={self.slack} rerun={self.rerun}}}")
         return ",".join(found)

@@ -42,12 +42,16 @@ class Planner:
         captured: the program.
         differentiated: whether somebody may differentiate it from outside.
         device: where it is to run.
+        several: whether several devices have parts of its arguments.
     """
 
-    def __init__(self, captured: Captured, *, differentiated: bool, device: Device) -> None:
+    def __init__(
+        self, captured: Captured, *, differentiated: bool, device: Device, several: bool = False
+    ) -> None:
         self._captured = captured
         self._differentiated = differentiated
         self._device = device
+        self._several = several
         self._costed: dict[Plan, Candidate] = {}
 
     def optimised(self, plan: Plan) -> Optimised:
@@ -117,13 +121,24 @@ class Planner:
         self._fit(budget)
         least = min(self.considered, key=lambda one: one.total_bytes)
         within = [one for one in self.considered if one.total_bytes <= budget] or [least]
+        within = self._preferred(within)
         fastest = _simplest(min(within, key=lambda one: one.seconds), within)
         return [fastest] if fastest is least else [fastest, least]
 
     @property
     def _balanced(self) -> Candidate:
-        best = self.considered[balanced([one.figures for one in self.considered])]
-        return _simplest(best, self.considered)
+        candidates = self._preferred(self.considered)
+        best = candidates[balanced([one.figures for one in candidates])]
+        return _simplest(best, candidates)
+
+    def _preferred(self, candidates: list[Candidate]) -> list[Candidate]:
+        """Of plans for several devices, those that do not exchange all for a gradient again.
+
+        All of them, if only such a plan takes less memory than plain JAX.
+        """
+        if not self._several or not self.facts.symmetric:
+            return candidates
+        return [one for one in candidates if not one.plan.repeats] or candidates
 
     def front(self, budget: int | None = None) -> list[Candidate]:
         """The plans that no other one beats in both memory and time, the best first."""
@@ -153,6 +168,8 @@ class Planner:
             self.candidate(self._rewritten)
         self.candidate(self._plain)
         self._explore_loop(deep=True)
+        if self._balanced.plan.kept:
+            self.candidate(replace(self._balanced.plan, kept=False))
 
     @cached_property
     def _plain(self) -> Plan:
@@ -169,7 +186,9 @@ class Planner:
         """All that is sound, without segments."""
         facts = self.facts
         step = replace(self._step, peeled=facts.peelable and facts.steps <= FEW_STEPS)
-        return replace(step, symmetric=True, saved=facts.steps > 0) if facts.symmetric else step
+        if not facts.symmetric:
+            return step
+        return replace(step, symmetric=True, saved=facts.steps > 0, kept=facts.distributed)
 
     def _is_far_below(self, step: Plan) -> bool:
         """Whether segments took so much from a checkpointed step that none can be better."""

@@ -10,6 +10,7 @@ from mixflow.passes.canonicalize import Canonicalize
 from mixflow.passes.checkpoint_inner_loop import CheckpointInnerLoop
 from mixflow.passes.forward_over_reverse import ForwardOverReverse
 from mixflow.passes.fuse_value_and_pullback import FuseValueAndPullback
+from mixflow.passes.keep_first_products import KeepFirstProducts
 from mixflow.passes.peel_inactive_step import PeelInactiveStep
 from mixflow.passes.save_inner_gradients import SaveInnerGradients
 from mixflow.passes.segment_loss import SegmentLoss
@@ -25,6 +26,7 @@ PASSES: dict[str, type[ModulePass]] = {
         ForwardOverReverse,
         CheckpointInnerLoop,
         SaveInnerGradients,
+        KeepFirstProducts,
         SegmentLoss,
     )
 }
@@ -37,7 +39,8 @@ OF_XDSL = {
 
 DEFAULT_PIPELINE = (
     "canonicalize,cse,fuse-value-and-pullback,canonicalize,"
-    "peel-inactive-step,forward-over-reverse,checkpoint-inner-loop,save-inner-gradients,segment-loss"
+    "peel-inactive-step,forward-over-reverse,checkpoint-inner-loop,save-inner-gradients,"
+    "keep-first-products,segment-loss"
 )
 """The rewrites in the order that they need. What a program gets is the planner's choice."""
 

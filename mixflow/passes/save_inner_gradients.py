@@ -44,9 +44,8 @@ def gradients_of_step(region: Region) -> Iterator[VjpOp]:
             yield from gradients_of_step(op.regions[0])
 
 
-def levels_around(step: CheckpointOp) -> Iterator[CheckpointOp]:
-    """A checkpointed step, and each level of steps that it is in."""
-    op: Operation | None = step
+def levels_around(op: Operation | None) -> Iterator[CheckpointOp]:
+    """The checkpointed step that an operation is or is in, and each level of steps around that."""
     while op is not None and not isinstance(op, DerivativeOp):
         if is_level(op):
             yield op

@@ -23,7 +23,7 @@ from mixflow.runtime.backend import compiler_options
 from mixflow.runtime.budget import budget_bytes, format_bytes
 from mixflow.runtime.measure import total_bytes
 from mixflow.runtime.options import Options
-from mixflow.runtime.planning import Chooser
+from mixflow.runtime.planning import Chooser, Use
 from mixflow.runtime.staged import Kinds, Staged
 from mixflow.runtime.verify import nudge, verify_results
 
@@ -43,10 +43,12 @@ class CompiledFunction:
         self._budget = budget_bytes(options.memory_budget)
         self._chooser = Chooser(self.__name__, self._budget, options.static)
         self._kinds = Kinds(fun, options.static)
+        self._tops: dict[Use, Any] = {}
         self._fitted: dict[Any, Any] = {}
         self._example: Callable[[], Any] | None = None
         # The jit inside other traces: compiler options belong to the outermost one.
-        self._nested = jax.jit(self._staged(self._pipeline, differentiated=True), **options.jit)
+        nested = self._staged(self._pipeline, Use(differentiated=True))
+        self._nested = jax.jit(nested, **options.jit)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         config: Any = jax.config
@@ -68,22 +70,27 @@ class CompiledFunction:
     def __repr__(self) -> str:
         return f"mixflow.compile({getattr(self._fun, '__qualname__', self._fun)})"
 
-    @functools.cached_property
-    def _top(self) -> Any:
-        """The jit for calls from outside. Made late: asking for the backend starts it."""
-        return self._jit(self._pipeline)
+    def _top(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The jit for calls from outside that are planned for alike.
 
-    def _jit(self, pipeline: PassPipeline | None) -> Any:
+        Made late: asking for the backend starts it.
+        """
+        use = Use.of(args, kwargs) if self._pipeline is None else Use()
+        if use not in self._tops:
+            self._tops[use] = self._jit(self._pipeline, use)
+        return self._tops[use]
+
+    def _jit(self, pipeline: PassPipeline | None, use: Use) -> Any:
         """A jit for calls from outside, by a pipeline, or by the planner's where that is None."""
         needed = {**compiler_options(), **(self._options.compiler or {})}
-        staged = self._staged(pipeline, differentiated=False)
+        staged = self._staged(pipeline, use)
         return jax.jit(staged, compiler_options=needed or None, **self._options.jit)
 
     def _jitted(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The jit for these arguments: one for all, unless XLA is asked about each one's plan."""
         asks = self._budget is not None or self._options.autotune
         if not asks:
-            return self._top
+            return self._top(args, kwargs)
         key = self._kinds.of(args, kwargs)
         if key not in self._fitted:
             self._fitted[key] = self._fit(args, kwargs)
@@ -91,16 +98,16 @@ class CompiledFunction:
 
     def _fit(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._pipeline is not None:
-            return self._checked(self._top, args, kwargs)
-        captured = self._captured(args, kwargs)
+            return self._checked(self._top(args, kwargs), args, kwargs)
+        captured, use = self._captured(args, kwargs), Use.of(args, kwargs)
         jits: dict[str, Any] = {}
 
         def jit(passes: str) -> Any:
-            return jits.setdefault(passes, self._jit(parse_passes(passes)))
+            return jits.setdefault(passes, self._jit(parse_passes(passes), use))
 
         choose = self._chooser.autotune if self._options.autotune else self._chooser.confirm
         choose(captured, jit, args, kwargs)
-        return jit(self._chooser.optimised(captured, differentiated=False).passes)
+        return jit(self._chooser.optimised(captured, use).passes)
 
     def _checked(self, jitted: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The jit of the passes that were given, if it is within the budget."""
@@ -177,7 +184,7 @@ class CompiledFunction:
 
     def eval_shape(self, *args: Any, **kwargs: Any) -> Any:
         """Shapes and dtypes of the result, as `jax.jit(f).eval_shape` gives them."""
-        return self._top.eval_shape(*args, **kwargs)
+        return self._top(args, kwargs).eval_shape(*args, **kwargs)
 
     def optimised(self, *args: Any, differentiated: bool = False, **kwargs: Any) -> Optimised:
         """The program after the passes. Nothing is compiled for it.
@@ -190,8 +197,9 @@ class CompiledFunction:
         Returns:
             An `Optimised`: the plan, what was rewritten, what was declined, and the IR.
         """
-        captured = self._captured(args or self.examples or (), kwargs)
-        return self._optimised(captured, self._pipeline, differentiated=differentiated)
+        args = args or self.examples or ()
+        use = Use.of(args, kwargs, differentiated=differentiated)
+        return self._optimised(self._captured(args, kwargs), self._pipeline, use)
 
     def ir(
         self, *args: Any, before: bool = False, differentiated: bool = False, **kwargs: Any
@@ -230,19 +238,17 @@ class CompiledFunction:
         args = args or self.examples or ()
         return make_report(self, args, kwargs, run=run, verify=verify)
 
-    def _optimised(
-        self, captured: Captured, pipeline: PassPipeline | None, *, differentiated: bool
-    ) -> Optimised:
+    def _optimised(self, captured: Captured, pipeline: PassPipeline | None, use: Use) -> Optimised:
         if pipeline is None:
-            return self._chooser.optimised(captured, differentiated=differentiated)
-        return optimise(captured, pipeline, differentiated=differentiated)
+            return self._chooser.optimised(captured, use)
+        return optimise(captured, pipeline, differentiated=use.differentiated)
 
-    def _staged(self, pipeline: PassPipeline | None, *, differentiated: bool) -> Callable[..., Any]:
+    def _staged(self, pipeline: PassPipeline | None, use: Use) -> Callable[..., Any]:
         @functools.wraps(self._fun, updated=())
         def staged(*args: Any, **kwargs: Any) -> Any:
             call = Staged.of(self._fun, args, kwargs)
             captured = call.capture(self._options)
-            program = self._optimised(captured, pipeline, differentiated=differentiated).jaxpr
+            program = self._optimised(captured, pipeline, use).jaxpr
             results = jax.core.eval_jaxpr(program.jaxpr, program.consts, *call.arrays)
             return tree_unflatten(captured.out_tree, on_hidden_meshes(program, results))
 

@@ -38,6 +38,26 @@ class Chosen:
     declines: tuple[Remark, ...]
 
 
+@dataclass(frozen=True)
+class Use:
+    """How a program is called: what its plan depends on beside itself.
+
+    Arguments:
+        differentiated: whether somebody may differentiate it from outside.
+        several: whether its arguments are known to be in parts on several devices.
+    """
+
+    differentiated: bool = False
+    several: bool = False
+
+    @staticmethod
+    def of(args: tuple[Any, ...], kwargs: dict[str, Any], *, differentiated: bool = False) -> Use:
+        """The use with some arguments, arrays or `jax.ShapeDtypeStruct`."""
+        shardings = [getattr(leaf, "sharding", None) for leaf in tree_leaves((args, kwargs))]
+        parts = [one is not None and not one.is_fully_replicated for one in shardings]
+        return Use(differentiated, any(parts))
+
+
 class Chooser:
     """Chooses the plans for one function's programs, and remembers them.
 
@@ -53,14 +73,14 @@ class Chooser:
         self._static = static
         self._found: dict[Any, Chosen] = {}
 
-    def optimised(self, captured: Captured, *, differentiated: bool) -> Optimised:
+    def optimised(self, captured: Captured, use: Use) -> Optimised:
         """The program by its plan."""
-        key = _key(captured, differentiated)
+        key = _key(captured, use)
         if key in self._found:
             passes = parse_passes(self._found[key].passes)
-            result = optimise(captured, passes, differentiated=differentiated)
+            result = optimise(captured, passes, differentiated=use.differentiated)
         else:
-            planner = _planner(captured, differentiated=differentiated)
+            planner = _planner(captured, use)
             best = planner.best(self._budget)[0]
             self._choose(key, planner, best)
             result = best.optimised
@@ -77,20 +97,21 @@ class Chooser:
             BudgetError: none is.
         """
         assert self._budget is not None
-        planner = _planner(captured, differentiated=False)
+        use = Use.of(args, kwargs)
+        planner = _planner(captured, use)
 
         def measured(candidate: Candidate) -> int:
             return total_bytes(jit(candidate.plan.passes).lower(*args, **kwargs).compile())
 
         budget, needed = self._budget, list[int]()
-        if _on_several_devices(args, kwargs):
+        if use.several:
             # Estimates are those of the whole program, and the budget is for each device.
             (reference,) = planner.best()
             budget = int(budget * reference.total_bytes / measured(reference))
         for candidate in planner.best(budget):
             needed.append(measured(candidate))
             if needed[-1] <= self._budget:
-                self._choose(_key(captured, differentiated=False), planner, candidate)
+                self._choose(_key(captured, use), planner, candidate)
                 return
         raise over_budget(self._name, self._budget, min(needed))
 
@@ -104,7 +125,8 @@ class Chooser:
         Raises:
             BudgetError: no plan is within the budget.
         """
-        planner = _planner(captured, differentiated=False)
+        use = Use.of(args, kwargs)
+        planner = _planner(captured, use)
         front = planner.front(self._budget)[:_MOST_RUNS]
 
         def measured(candidate: Candidate) -> Measurement:
@@ -118,7 +140,7 @@ class Chooser:
                 self._name, self._budget or 0, min(run[0].total_bytes for run in runs)
             )
         best = within[self._best([run[0] for run in within])][1]
-        self._choose(_key(captured, differentiated=False), planner, best)
+        self._choose(_key(captured, use), planner, best)
 
     def _best(self, runs: list[Measurement]) -> int:
         figures = [(float(run.total_bytes), run.run_s or 0.0) for run in runs]
@@ -139,19 +161,20 @@ def over_budget(name: str, budget: int, least: int) -> BudgetError:
     )
 
 
-def _planner(captured: Captured, *, differentiated: bool) -> Planner:
-    device = planning_device(options_are_ours=not differentiated)
-    return Planner(captured, differentiated=differentiated, device=device)
+def _planner(captured: Captured, use: Use) -> Planner:
+    device = planning_device(options_are_ours=not use.differentiated)
+    # On an explicit mesh types say it, to whoever calls.
+    several = use.several or any(map(_is_in_parts, captured.jaxpr.in_avals))
+    return Planner(captured, differentiated=use.differentiated, device=device, several=several)
 
 
-def _on_several_devices(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    shardings = [getattr(leaf, "sharding", None) for leaf in tree_leaves((args, kwargs))]
-    return any(sharding is not None and sharding.num_devices > 1 for sharding in shardings)
+def _is_in_parts(aval: Any) -> bool:
+    return any(aval.sharding.spec)
 
 
-def _key(captured: Captured, differentiated: bool) -> Any:
+def _key(captured: Captured, use: Use) -> Any:
     """Equal for programs that look alike; a plan is right for any program."""
-    return differentiated, tuple(captured.jaxpr.in_avals), _outline(captured.jaxpr.jaxpr)
+    return use, tuple(captured.jaxpr.in_avals), _outline(captured.jaxpr.jaxpr)
 
 
 def _outline(jaxpr: Any) -> tuple[Any, ...]:

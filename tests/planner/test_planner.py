@@ -22,8 +22,8 @@ GRADIENT = jax.value_and_grad(momentum_meta_loss)
 LEFT_ALONE = Plan(fused=True).passes
 
 
-def planner_of(f, *args, differentiated=False, device=CPU):
-    return Planner(captures(f, *args), differentiated=differentiated, device=device)
+def planner_of(f, *args, **options):
+    return Planner(captures(f, *args), **{"differentiated": False, "device": CPU, **options})
 
 
 def compiled(f, *args):
@@ -203,6 +203,39 @@ def test_a_suspect_rule_that_kept_a_plan_away_is_named():
 
     declines = mixflow.compile(jax.grad(meta)).optimised(jnp.ones(3), jnp.ones(3)).declines
     assert any("clipped" in remark.text for remark in declines)
+
+
+def test_several_devices_do_not_compute_gradients_again():
+    """Unless nothing else is within a budget: they would exchange all that it takes again."""
+    args = momentum_args(**LONG)
+    on_one = planner_of(GRADIENT, *args).best()[0]
+    planner = planner_of(GRADIENT, *args, several=True)
+    assert on_one.plan.repeats
+    assert not planner.best()[0].plan.repeats
+    assert planner.best(int(1.1 * on_one.total_bytes))[0].plan.repeats
+
+
+def test_several_devices_do_where_the_rule_is_unsound():
+    """Steps whose gradients are computed again are then the only way to less memory."""
+
+    @jax.custom_jvp
+    def straight_through(x):
+        return jnp.round(x)
+
+    straight_through.defjvp(lambda primals, tangents: (straight_through(*primals), *tangents))
+
+    def loss(theta, weights, x):
+        return deep_loss(jax.tree.map(straight_through, theta), weights, x)
+
+    def meta_loss(eta, theta, xs):
+        def step(theta, x):
+            gradient = jax.grad(loss)(theta, eta["weights"], x)
+            return jax.tree.map(lambda t, g: t - eta["rate"] * g, theta, gradient), None
+
+        return loss(jax.lax.scan(step, theta, xs)[0], jnp.zeros_like(eta["weights"]), xs[0])
+
+    planner = planner_of(jax.grad(meta_loss), *momentum_args(**DEEP), several=True)
+    assert planner.best()[0].plan.repeats
 
 
 def test_without_barriers_nothing_is_cut():
