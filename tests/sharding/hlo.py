@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from typing import Any
 
 KINDS = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
 _COLLECTIVE = re.compile(rf" ({'|'.join(KINDS)})(?:-start)?\(")
 _HEAD = re.compile(r"(ENTRY )?%?([\w.\-]+) .*\{$")
 _CALLED = re.compile(r"(?:body|condition|calls|to_apply)=%?([\w.\-]+)")
 _TRIPS = re.compile(r"known_trip_count\D*(\d+)")
+
+
+def needs(compiled: Any) -> dict[str, Any]:
+    """What each device needs for a compiled program: bytes of temporaries, and collectives."""
+    temp_bytes = compiled.memory_analysis().temp_size_in_bytes
+    return {"temp_bytes": temp_bytes, "collectives": executed_collectives(compiled.as_text())}
 
 
 def executed_collectives(text: str) -> Counter[str]:

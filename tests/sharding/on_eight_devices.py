@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from hlo import executed_collectives
+from hlo import needs
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from planner.meta_losses import momentum_args, momentum_meta_loss
@@ -96,18 +96,13 @@ def _figures(before: Any, after: Any, args: Any) -> dict[str, Any]:
         "error": relative_error(result, expected),
         "same_types": jax.tree.map(jax.typeof, result) == jax.tree.map(jax.typeof, expected),
         "same_shardings": all(jax.tree.leaves(jax.tree.map(_alike, result, expected))),
-        "before": _needs(before),
-        "after": _needs(after),
+        "before": needs(before),
+        "after": needs(after),
     }
 
 
 def _alike(x: jax.Array, y: jax.Array) -> bool:
     return x.sharding.is_equivalent_to(y.sharding, x.ndim)
-
-
-def _needs(compiled: Any) -> dict[str, Any]:
-    temp_bytes = compiled.memory_analysis().temp_size_in_bytes
-    return {"temp_bytes": temp_bytes, "collectives": executed_collectives(compiled.as_text())}
 
 
 def reported(args: Any) -> dict[str, Any]:

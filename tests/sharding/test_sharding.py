@@ -63,6 +63,13 @@ def result_of(process: subprocess.Popen[str]) -> Any:
     return json.loads(output.strip().splitlines()[-1])
 
 
+def communicates_no_more(before: Any, after: Any) -> bool:
+    """Whether no kind of collective is run more often than before, where there were some."""
+    kinds, more = before["collectives"], after["collectives"]
+    assert kinds, "nothing to compare: plain JAX's devices do not communicate"
+    return all(count <= kinds.get(kind, 0) for kind, count in more.items())
+
+
 @pytest.fixture(scope="module")
 def on_eight_devices():
     return result_of(start("on_eight_devices.py", 8))
@@ -105,9 +112,7 @@ def test_the_devices_communicate_no_more(on_eight_devices, case):
 
     Sharded parameters are not gathered again for a second run, nor are gradients summed again.
     """
-    before, after = (on_eight_devices[case][side]["collectives"] for side in ("before", "after"))
-    assert before, "nothing to compare: plain JAX's devices do not communicate"
-    assert all(count <= before.get(kind, 0) for kind, count in after.items()), (before, after)
+    assert communicates_no_more(*(on_eight_devices[case][side] for side in ("before", "after")))
 
 
 @pytest.mark.parametrize("case", STEPS)
@@ -126,6 +131,8 @@ def test_two_processes():
         assert (found["processes"], found["devices"]) == (2, 4)
         assert found["error"] <= 1e-9
         assert found["same_shardings"]
+        assert communicates_no_more(found["before"], found["after"])
+        assert found["after"]["temp_bytes"] < 0.75 * found["before"]["temp_bytes"]
 
 
 # --- on one device -----------------------------------------------------------------------------

@@ -11,13 +11,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from hlo import needs
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from planner.meta_losses import momentum_args, momentum_meta_loss
 from support import relative_error
 
 import mixflow
-from mixflow.passes import DEFAULT_PIPELINE
 
 
 def join(coordinator: str, place: int) -> None:
@@ -57,13 +57,16 @@ def compared() -> dict[str, Any]:
     """The meta-gradient by plain JAX and by mixflow."""
     args = arguments(jax.make_mesh((4,), ("d",), axis_types=(AxisType.Auto,)))
     gradient = jax.value_and_grad(momentum_meta_loss)
-    expected = jax.jit(gradient)(*args)
-    result = mixflow.compile(gradient, passes=DEFAULT_PIPELINE)(*args)
+    functions = jax.jit(gradient), mixflow.compile(gradient)
+    before, after = (f.lower(*args).compile() for f in functions)
+    expected, result = before(*args), after(*args)
     pairs = zip(jax.tree.leaves(result), jax.tree.leaves(expected), strict=True)
     return {
         "processes": jax.process_count(),
         "devices": jax.device_count(),
         "error": relative_error(local(result), local(expected)),
+        "before": needs(before),
+        "after": needs(after),
         "same_shardings": all(x.sharding.is_equivalent_to(y.sharding, x.ndim) for x, y in pairs),
     }
 
