@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import jax
 from jax.tree_util import tree_leaves
 
 from mixflow.compiler.analysis.soundness import nested_jaxprs
@@ -53,8 +54,10 @@ class Use:
     @staticmethod
     def of(args: tuple[Any, ...], kwargs: dict[str, Any], *, differentiated: bool = False) -> Use:
         """The use with some arguments, arrays or `jax.ShapeDtypeStruct`."""
-        shardings = [getattr(leaf, "sharding", None) for leaf in tree_leaves((args, kwargs))]
-        parts = [one is not None and not one.is_fully_replicated for one in shardings]
+        if jax.device_count() == 1:
+            return Use(differentiated)
+        shardings = (getattr(leaf, "sharding", None) for leaf in tree_leaves((args, kwargs)))
+        parts = (one is not None and not one.is_fully_replicated for one in shardings)
         return Use(differentiated, any(parts))
 
 
