@@ -17,6 +17,9 @@ from jax.extend.core import Jaxpr, Literal, Var
 LAYOUT = frozenset({"broadcast_in_dim", "convert_element_type", "reshape", "squeeze", "transpose"})
 """Primitives whose result XLA may share between two runs: it is no more than another layout."""
 
+Use = tuple[str, int, str, str]
+"""A primitive, the operand's place, its dimensions' numbers, and the type that the operand has."""
+
 _CHECKPOINTS = frozenset({"checkpoint", "remat", "remat2"})
 
 
@@ -38,31 +41,56 @@ def _needed(body: Jaxpr, waiting: tuple[bool, ...]) -> tuple[bool, ...]:
 
     Only what may be the tangent of an input that does not wait loses its own: it is read as that
     one is, and has its type. A cotangent never should: it is what the second run is to wait for.
+    Where that is together with something computed, both have to be the same operand of it.
     """
     held = {arg for arg, waits in zip(body.invars, waiting, strict=True) if waits}
     there = Counter(str(arg.aval) for arg in body.invars if arg not in held)
-    first_reads = _first_reads(body)
+    sources = _laid_out(body)
+    first_reads, uses = _first_reads(body, sources), _uses(body, sources)
+    free_uses = set[Use]().union(*(uses[arg] for arg in body.invars if arg not in held))
     for arg in body.invars:
         others = held - {arg}
         reads = [read for read in first_reads if arg in read]
-        may_be_tangent = arg in held and there[str(arg.aval)] > 0 and reads
+        is_read_alike = bool(reads) or not uses[arg].isdisjoint(free_uses)
+        may_be_tangent = arg in held and there[str(arg.aval)] > 0 and is_read_alike
         if may_be_tangent and all(read & others for read in reads):
             there[str(arg.aval)] -= 1
             held = others
     return tuple(arg in held for arg in body.invars)
 
 
-def _first_reads(body: Jaxpr) -> list[set[Var]]:
-    """For each equation that computes from nothing but inputs, in any layout, those inputs."""
+def _laid_out(body: Jaxpr) -> dict[Var, set[Var]]:
+    """The inputs behind each input, and behind what is no more than other layouts of them."""
     sources: dict[Var, set[Var]] = {arg: {arg} for arg in body.invars}
+    for eqn in body.eqns:
+        reads = _variables(eqn)
+        if eqn.primitive.name in LAYOUT and reads and sources.keys() >= set(reads):
+            behind = set[Var]().union(*(sources[atom] for atom in reads))
+            sources.update(dict.fromkeys(eqn.outvars, behind))
+    return sources
+
+
+def _first_reads(body: Jaxpr, sources: dict[Var, set[Var]]) -> list[set[Var]]:
+    """For each equation that computes from nothing but inputs, in any layout, those inputs."""
     found: list[set[Var]] = []
     for eqn in body.eqns:
-        reads = [atom for atom in eqn.invars if not isinstance(atom, Literal)]
-        if not reads or not sources.keys() >= set(reads):
-            continue
-        behind = set[Var]().union(*(sources[atom] for atom in reads))
-        if eqn.primitive.name in LAYOUT:
-            sources.update(dict.fromkeys(eqn.outvars, behind))
-        else:
-            found.append(behind)
+        reads = _variables(eqn)
+        is_layout = not sources.keys().isdisjoint(eqn.outvars)
+        if reads and not is_layout and sources.keys() >= set(reads):
+            found.append(set[Var]().union(*(sources[atom] for atom in reads)))
     return found
+
+
+def _uses(body: Jaxpr, sources: dict[Var, set[Var]]) -> dict[Var, set[Use]]:
+    """What each input is an operand of, in any layout."""
+    uses: dict[Var, set[Use]] = {arg: set() for arg in body.invars}
+    for eqn in body.eqns:
+        summed = str(eqn.params.get("dimension_numbers"))
+        for place, atom in enumerate(eqn.invars):
+            for arg in () if isinstance(atom, Literal) else sources.get(atom, ()):
+                uses[arg].add((eqn.primitive.name, place, summed, str(atom.aval)))
+    return uses
+
+
+def _variables(eqn: Any) -> list[Var]:
+    return [atom for atom in eqn.invars if not isinstance(atom, Literal)]

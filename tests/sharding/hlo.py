@@ -22,6 +22,8 @@ def needs(compiled: Any) -> dict[str, Any]:
 def executed_collectives(text: str) -> Counter[str]:
     """Collectives that one run executes on each device, those in loops once for each trip.
 
+    All-reduces are counted by the arrays that they sum: how many XLA combines is for it to say.
+
     Arguments:
         text: `compiled.as_text()`, the program after XLA's passes. Its loops are scans, whose trip
             counts XLA knows; conditionals are not looked into.
@@ -48,12 +50,17 @@ def _executed(name: str, computations: dict[str, list[str]]) -> Counter[str]:
     for line in computations[name]:
         own = _COLLECTIVE.search(line)
         if own:
-            counts[own[1]] += 1
+            counts[own[1]] += _arrays(line, own) if own[1] == "all-reduce" else 1
         times = _trips(line) if " while(" in line else 1
         for called in _CALLED.findall(line):
             for kind, count in _executed(called, computations).items():
                 counts[kind] += times * count
     return counts
+
+
+def _arrays(line: str, collective: re.Match[str]) -> int:
+    """How many arrays a collective takes: XLA combines those that are there at the same time."""
+    return line[collective.end() :].split(")", maxsplit=1)[0].count("%")
 
 
 def _trips(line: str) -> int:

@@ -64,6 +64,21 @@ def tasks_loss(eta: Any, theta: Any, tasks: Any) -> Any:
     return jnp.mean(jax.vmap(momentum_meta_loss, (None, None, 0))(eta, theta, tasks))
 
 
+def standardized_loss(eta: Any, theta: Any, xs: Any) -> Any:
+    """Parameters that something computed is multiplied with, as in a transformer."""
+
+    def loss(theta: Any, x: Any) -> Any:
+        for inward, outward in theta:
+            x = x + jnp.tanh(jax.nn.standardize(x) @ inward) @ outward
+        return jnp.mean(jnp.sum((x - 1.0) ** 2, 1))
+
+    def step(theta: Any, x: Any) -> Any:
+        gradient = jax.grad(loss)(theta, x)
+        return jax.tree.map(lambda t, g: t - eta["rate"] * g, theta, gradient), None
+
+    return loss(jax.lax.scan(step, theta, xs[:-1])[0], xs[-1])
+
+
 def in_shard_map(mesh: Any, local_loss: Any) -> Any:
     """The mean of the devices' meta-losses, their gradients' sums taken by JAX."""
 
@@ -165,6 +180,9 @@ def cases() -> dict[str, Any]:
         )
         found["explicit-parameters-planned"] = compared(
             loss, fully_sharded(EXPLICIT, steps=7), None
+        )
+        found["explicit-standardized-segmented"] = compared(
+            standardized_loss, fully_sharded(EXPLICIT), DEFAULT_PIPELINE
         )
         found["explicit-tasks-planned"] = compared(tasks_loss, sharded_tasks(EXPLICIT), None)
     return found

@@ -34,9 +34,10 @@ CASES = (
     "inside-shard_map",
     "explicit-parameters-segmented",
     "explicit-parameters-planned",
+    "explicit-standardized-segmented",
     "explicit-tasks-planned",
 )
-STEPS = ("steps-segmented",)
+AGAIN = ("steps-segmented", "inside-shard_map")
 
 
 def start(program: str, devices: int, *args: str) -> subprocess.Popen[str]:
@@ -106,18 +107,21 @@ def test_a_budget_is_for_each_device(on_eight_devices):
     assert "save-inner-gradients" not in found["least"]
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case not in STEPS])
+@pytest.mark.parametrize("case", [case for case in CASES if case not in AGAIN])
 def test_the_devices_communicate_no_more(on_eight_devices, case):
-    """One run's collectives, by kind: those in a loop count once for each step.
+    """One run's collectives, by kind: those in a loop count once for each step, arrays one by one.
 
     Sharded parameters are not gathered again for a second run, nor are gradients summed again.
     """
     assert communicates_no_more(*(on_eight_devices[case][side] for side in ("before", "after")))
 
 
-@pytest.mark.parametrize("case", STEPS)
-def test_sharded_steps_are_gathered_for_a_whole_loop(on_eight_devices, case):
-    """Once for the loop and once for its second run, not for each of seven steps."""
+@pytest.mark.parametrize("case", AGAIN)
+def test_what_is_exchanged_again_is_so_for_one_second_run(on_eight_devices, case):
+    """Sharded steps are gathered for a loop, not for each of seven steps.
+
+    Inside of a shard_map, where collectives are part of the program, gradients are summed again.
+    """
     before, after = (on_eight_devices[case][side]["collectives"] for side in ("before", "after"))
     assert all(count <= 2 * before.get(kind, 0) for kind, count in after.items()), (before, after)
 
