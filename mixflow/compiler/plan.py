@@ -59,7 +59,7 @@ class Plan:
             found.append(f"checkpoint-inner-loop{{levels={self.levels}}}")
         if self.saved:
             found.append("save-inner-gradients")
-        if self.kept and (self.saved or not self.levels):
+        if self.kept and not self.repeats:
             found.append("keep-first-products")
         if self.slack is not None:
             found.append(f"segment-loss{{slack={self.slack} rerun={self.rerun}}}")

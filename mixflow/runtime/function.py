@@ -106,7 +106,7 @@ class CompiledFunction:
             return jits.setdefault(passes, self._jit(parse_passes(passes), use))
 
         choose = self._chooser.autotune if self._options.autotune else self._chooser.confirm
-        choose(captured, jit, args, kwargs)
+        choose(captured, use, jit, args, kwargs)
         return jit(self._chooser.optimised(captured, use).passes)
 
     def _checked(self, jitted: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -92,7 +92,7 @@ class Chooser:
         return replace(result, passes=chosen.passes, declines=declines)
 
     def confirm(
-        self, captured: Captured, jit: Jit, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, captured: Captured, use: Use, jit: Jit, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         """Choose the first of the planner's finalists that XLA finds within the budget.
 
@@ -100,7 +100,6 @@ class Chooser:
             BudgetError: none is.
         """
         assert self._budget is not None
-        use = Use.of(args, kwargs)
         planner = _planner(captured, use)
 
         def measured(candidate: Candidate) -> int:
@@ -119,7 +118,7 @@ class Chooser:
         raise over_budget(self._name, self._budget, min(needed))
 
     def autotune(
-        self, captured: Captured, jit: Jit, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, captured: Captured, use: Use, jit: Jit, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         """Choose by compiling and running the plans that the planner finds worth it.
 
@@ -128,7 +127,6 @@ class Chooser:
         Raises:
             BudgetError: no plan is within the budget.
         """
-        use = Use.of(args, kwargs)
         planner = _planner(captured, use)
         front = planner.front(self._budget)[:_MOST_RUNS]
 
