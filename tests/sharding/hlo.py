@@ -14,22 +14,28 @@ _TRIPS = re.compile(r"known_trip_count\D*(\d+)")
 
 
 def needs(compiled: Any) -> dict[str, Any]:
-    """What each device needs for a compiled program: bytes of temporaries, and collectives."""
-    temp_bytes = compiled.memory_analysis().temp_size_in_bytes
-    return {"temp_bytes": temp_bytes, "collectives": executed_collectives(compiled.as_text())}
+    """What each device needs for a compiled program: bytes of temporaries, and collectives.
+
+    All-reduces are counted by the arrays that they sum, and in `instructions` as XLA combines them.
+    """
+    text = compiled.as_text()
+    return {
+        "temp_bytes": compiled.memory_analysis().temp_size_in_bytes,
+        "collectives": executed_collectives(text, by_arrays=True),
+        "instructions": executed_collectives(text),
+    }
 
 
-def executed_collectives(text: str) -> Counter[str]:
+def executed_collectives(text: str, *, by_arrays: bool = False) -> Counter[str]:
     """Collectives that one run executes on each device, those in loops once for each trip.
-
-    All-reduces are counted by the arrays that they sum: how many XLA combines is for it to say.
 
     Arguments:
         text: `compiled.as_text()`, the program after XLA's passes. Its loops are scans, whose trip
             counts XLA knows; conditionals are not looked into.
+        by_arrays: count an all-reduce once for each array that it sums.
     """
     entry, computations = _computations(text)
-    return _executed(entry, computations)
+    return _executed(entry, computations, by_arrays)
 
 
 def _computations(text: str) -> tuple[str, dict[str, list[str]]]:
@@ -45,15 +51,15 @@ def _computations(text: str) -> tuple[str, dict[str, list[str]]]:
     return entry, found
 
 
-def _executed(name: str, computations: dict[str, list[str]]) -> Counter[str]:
+def _executed(name: str, computations: dict[str, list[str]], by_arrays: bool) -> Counter[str]:
     counts: Counter[str] = Counter()
     for line in computations[name]:
         own = _COLLECTIVE.search(line)
         if own:
-            counts[own[1]] += _arrays(line, own) if own[1] == "all-reduce" else 1
+            counts[own[1]] += _arrays(line, own) if by_arrays and own[1] == "all-reduce" else 1
         times = _trips(line) if " while(" in line else 1
         for called in _CALLED.findall(line):
-            for kind, count in _executed(called, computations).items():
+            for kind, count in _executed(called, computations, by_arrays).items():
                 counts[kind] += times * count
     return counts
 
