@@ -3,8 +3,10 @@
 # To be set on the command line, as in: make test PYTHON=python3.13 VENV=.venv-3.13 ARGS="-k scan"
 PYTHON := python3
 PYTHON_LATEST = python3.14 python3.13 python3.12 $(PYENV_LATEST)
+PYTHON_0.11 = $(PYTHON_LATEST)
 VENV := .venv
 VENV_LATEST := .venv-latest
+VENV_0.11 := .venv-0.11
 JOBS := 2
 ARGS :=
 
@@ -14,9 +16,10 @@ PYENV_LATEST = $(shell ls -d $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.1[2-4].*[0
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check lint types format docs setup-latest test-latest clean
+.PHONY: setup-0.11 test-0.11 test-flags
 
 help: ## list these commands
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 22
+	@sed -n 's/^\([a-z0-9.-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 22
 
 setup: $(VENV)/.installed ## install mixflow, and all that these commands need, in .venv
 
@@ -34,6 +37,15 @@ test: check ## check, then test with the JAX that python3 gets
 test-latest: setup-latest ## check types and test with the newest JAX (Python >= 3.12)
 	$(call pyright,$(VENV_LATEST))
 	$(call pytest,$(VENV_LATEST))
+
+test-0.11: setup-0.11 ## test what rests on JAX's insides with JAX 0.11 (Python >= 3.12)
+	$(call pytest,$(VENV_0.11)) $(INSIDES)
+
+test-flags: setup setup-latest ## the same with the flags that JAX will make its defaults
+	$(FLAGS) $(call pytest,$(VENV)) $(INSIDES)
+	$(FLAGS) $(call pytest,$(VENV_LATEST)) $(INSIDES)
+
+setup-0.11: $(VENV_0.11)/.installed ## the same as setup, with JAX 0.11 in .venv-0.11
 
 setup-latest: $(VENV_LATEST)/.installed ## the same as setup, in .venv-latest (Python >= 3.12)
 
@@ -53,7 +65,7 @@ format: setup ## format the code, and correct what ruff can correct by itself
 docs: setup ## build the documentation site in site/ (open site/index.html)
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict
 
-clean: ## remove what building, testing and the demo left (.venv and .venv-latest stay)
+clean: ## remove what building, testing and the demo left (environments stay)
 	rm -rf build dist site mixflow-out .pytest_cache .ruff_cache
 	find . -path './.venv*' -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
@@ -64,8 +76,13 @@ pyright = PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(1)/bin/pyright --pythonpath $(1)/bi
 # pytest,VENV: the tests are written for the CPU, whatever else the machine has.
 pytest = JAX_PLATFORMS=cpu $(1)/bin/python -m pytest -n $(JOBS) --dist=worksteal $(ARGS)
 
-# install,INTERPRETERS,MINOR,VARIABLE: install in the environment that this stamp file is in. Where
-# that has no working Python >= 3.MINOR, make it with the first of the interpreters that is one; a
+# Tests of what JAX may change, and its flags that change it: with them, `jax.checkpoint` and
+# `jax.custom_vjp` make equations of another kind.
+INSIDES := $(addprefix tests/,test_jax_compat.py capture primitive soundness passes)
+FLAGS := JAX_REMAT3=1 JAX_CUSTOM_VJP3=1
+
+# install,INTERPRETERS,MINOR,VARIABLE,VERSIONS: install in the environment that this stamp file is in,
+# if need be with these versions of packages. Where that has no working Python >= 3.MINOR, make it with the first of the interpreters that is one; a
 # name on PATH proves nothing (pyenv has some that only print an error), so each is run.
 define install
 @for python in $(@D)/bin/python $(1); do \
@@ -76,7 +93,7 @@ done; \
   exit 1; \
 }; \
 [ "$$python" = $(@D)/bin/python ] || { set -x; "$$python" -m venv --clear $(@D); }
-$(@D)/bin/python -m pip install --editable '.[dev]'
+$(@D)/bin/python -m pip install --editable '.[dev]' $(4)
 @touch $@
 endef
 
@@ -86,3 +103,6 @@ $(VENV)/.installed: pyproject.toml
 
 $(VENV_LATEST)/.installed: pyproject.toml
 	$(call install,$(PYTHON_LATEST),12,PYTHON_LATEST)
+
+$(VENV_0.11)/.installed: pyproject.toml
+	$(call install,$(PYTHON_0.11),12,PYTHON_0.11,'jax==0.11.*' 'jaxlib==0.11.*')

@@ -15,6 +15,8 @@ from benchmarks.budgets import budgets
 from benchmarks.compare import Comparison
 from benchmarks.estimates import complaints, estimates, examples, reference_programs
 from benchmarks.files import require_plots, say
+from benchmarks.fuzz.command import fuzz_command
+from benchmarks.jax_tests.command import jax_tests_command
 from benchmarks.machine import versions
 from benchmarks.overhead import overhead
 from benchmarks.programs import COMPARED, NAMES, is_program
@@ -169,6 +171,8 @@ def _comparison(options: dict[str, Any]) -> Comparison:
 main.add_command(zoo_command)
 main.add_command(loops_command)
 main.add_command(scale_command)
+main.add_command(jax_tests_command)
+main.add_command(fuzz_command)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.extend.core import jaxprs_in_params
 from jax.tree_util import tree_flatten, tree_unflatten
 
@@ -18,6 +19,12 @@ from mixflow.passes import DEFAULT_PIPELINE
 
 UNSEGMENTED = DEFAULT_PIPELINE.removesuffix(",segment-loss")
 """Segments take tracing and compiling time, and have tests of their own."""
+
+
+once = pytest.mark.skipif(
+    jax.__version_info__ >= (0, 12), reason="tested once, with the oldest JAX: it takes long"
+)
+"""For tests of what the project shows and measures; those of what it computes run on each JAX."""
 
 
 def compiled(f: Callable[..., Any], **options: Any) -> Callable[..., Any]:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import importlib
 import inspect
 import runpy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import jax
 import jax.extend.core
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.ad_checkpoint import checkpoint_name
 from jax.dtypes import float0
-from jax.extend.core import Primitive
+from jax.experimental import checkify, sparse
+from jax.experimental.jet import jet
+from jax.extend.core import Primitive, primitives, take_current_trace
 from jax.interpreters import batching
 from support import equations
 
@@ -56,6 +60,40 @@ def test_the_hook_is_reached(transform: Any, monkeypatch: pytest.MonkeyPatch) ->
 def test_the_hook_keeps_the_signature_and_the_documentation() -> None:
     assert inspect.signature(jax.vjp) == inspect.signature(jax_compat.VJP_OF_JAX)
     assert jax.vjp.__doc__ == jax_compat.VJP_OF_JAX.__doc__
+
+
+def with_table(w: Any, x: Any) -> Any:
+    f = jax.custom_jvp(jnp.sin)
+    f.defjvps(lambda tangent, _, x: tangent * np.arange(3.0))
+    return f(x @ w)
+
+
+def checkpoints_in(f: Callable[..., Any]) -> list[Any]:
+    closed = jax.make_jaxpr(f)(jnp.ones((3, 3)), jnp.ones((2, 3)))
+    found = [eqn for eqn in equations(closed.jaxpr) if "prevent_cse" in eqn.params]
+    return [eqn for eqn in found if isinstance(eqn.params["prevent_cse"], tuple)]
+
+
+def test_an_array_that_a_rule_brings_along_does_not_wait() -> None:
+    f = jax.checkpoint(with_table, prevent_cse=(False, True))
+    (eqn,) = checkpoints_in(lambda w, x: jax.jvp(f, (w, x), (w, x)))
+    # The array, w and x, and the two tangents, which JAX lets wait.
+    assert eqn.params["prevent_cse"] == (False, False, True, True, True)
+
+
+def test_what_an_outer_checkpoint_saves_waits() -> None:
+    inner = jax.checkpoint(lambda w, x: jnp.sin(jnp.sin(x @ w)), prevent_cse=(False, True))
+    f = jax.checkpoint(inner, policy=jax.checkpoint_policies.everything_saveable)
+    *_, eqn = checkpoints_in(jax.grad(lambda w, x: jnp.sum(f(w, x)), (0, 1)))
+    waits = zip(eqn.invars, eqn.params["prevent_cse"], strict=True)
+    free = [atom.aval.shape for atom, waiting in waits if not waiting]
+    assert free == [(3, 3)]
+    assert len(eqn.invars) > 3
+
+
+def test_one_barrier_for_all_stays() -> None:
+    assert jax_compat.barriers_of_all(True, 3, added=False) is True
+    assert jax_compat.barriers_of_all((True,), 3, added=False) == (False, False, True)
 
 
 def test_a_scan_takes_another_layout() -> None:
@@ -246,6 +284,33 @@ def test_a_collective_has_an_axis_effect(collective: Any) -> None:
     assert all(map(jax_compat.is_axis_effect, effects))
 
 
+@pytest.mark.parametrize(("rows", "deep", "is_one"), [(1, 1, True), (2, 1, False), (1, 2, False)])
+def test_a_map_over_one_row_is_told(rows: int, deep: int, is_one: bool) -> None:
+    with take_current_trace() as outer:
+        pass
+    found = []
+
+    def seen(row: Any) -> Any:
+        with take_current_trace() as trace:
+            found.append(jax_compat.maps_one(trace, outer))
+        return row
+
+    for _ in range(deep):
+        seen = jax.vmap(seen)
+    seen(jnp.ones((rows,) * deep))
+    assert found == [is_one]
+
+
+def test_a_custom_vjp_that_is_differentiated_in_what_it_closes_over() -> None:
+    def of(y: Any) -> Any:
+        f = jax.custom_vjp(lambda x: x * y)
+        f.defvjp(lambda x: (x * y, None), lambda _, g: (g,))
+        return jax.jit(f)(2.0)
+
+    with pytest.raises(jax_compat.ClosesOver):
+        jax.grad(of)(3.0)
+
+
 def test_a_print_has_no_axis_effect() -> None:
     effects = effects_of(lambda x: jax.debug.print("{}", x) or x)
     assert effects
@@ -280,3 +345,152 @@ def test_a_stacked_aval_is_what_a_scan_stacks(weak_type: bool) -> None:
 def test_a_private_path_leads_somewhere() -> None:
     module, _, name = jax_compat.private("nn.functions._softmax").rpartition(".")
     assert hasattr(importlib.import_module(module), name)
+
+
+def interpreters_seen(interpret: Callable[[Any], Any]) -> list[Any]:
+    """What is found around a function, and around a jit in it."""
+    seen: list[Any] = []
+
+    def look(x: Any) -> Any:
+        seen.append(jax_compat.interpreter_around())
+        return 2 * x
+
+    interpret(lambda x: look(x) + jax.jit(look)(x))
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("interpret", "name"),
+    [
+        (lambda f: checkify.checkify(f)(X), "checkify"),
+        (lambda f: checkify.checkify(jax.vmap(jax.grad(f)))(X), "checkify"),
+        (lambda f: sparse.sparsify(f)(X), "sparsify"),
+        (lambda f: sparse.sparsify(f, use_tracer=True)(X), "sparse"),
+        (lambda f: jet(f, (X,), ((X,),)), "jet"),
+    ],
+    ids=["checkify", "transformed", "sparsify", "sparsify by tracers", "jet"],
+)
+def test_an_interpreter_is_seen_but_not_through_a_jit(interpret: Any, name: str) -> None:
+    assert interpreters_seen(interpret) == [name, None]
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [jax.jit, jax.vmap, jax.checkpoint, lambda f: jax.grad(lambda x: jnp.sum(f(x)))],
+    ids=["jit", "vmap", "checkpoint", "grad"],
+)
+def test_jaxs_own_transformations_are_no_interpreters(transform: Any) -> None:
+    assert interpreters_seen(lambda f: transform(f)(X)) == [None, None]
+
+
+def test_a_primitive_is_bound_plainly_where_a_trace_is_not_jaxs_own() -> None:
+    tripled = Primitive("tripled")
+    tripled.def_impl(lambda x, *, by: 3 * x)
+    tripled.def_abstract_eval(lambda x, *, by: x)
+    jax_compat.bind_plainly_for_strangers(tripled, lambda x, *, by: by * jnp.sin(x))
+    value, (rate,) = jet(lambda x: tripled.bind(x, by=2.0), (X,), ((jnp.ones(3),),))
+    assert value == pytest.approx(2 * jnp.sin(X))
+    assert rate == pytest.approx(2 * jnp.cos(X))
+    assert tripled.bind(X, by=2.0) == pytest.approx(3 * X)
+
+
+def test_checkify_looks_into_an_equation() -> None:
+    hidden = Primitive("hidden")
+    hidden.multiple_results = True
+    hidden.def_abstract_eval(lambda x: [x])
+    program = lambda avals, _: jax.make_jaxpr(lambda x: [jnp.log(x)])(*avals)  # noqa: E731
+    jax_compat.register_with_checkify(hidden, program)
+    error, _ = checkify.checkify(lambda x: hidden.bind(x)[0], errors=checkify.nan_checks)(X)
+    assert error.get() == "nan generated by primitive: log."
+
+
+def test_the_search_for_keys_that_are_used_twice_is_seen() -> None:
+    assert not jax_compat.checks_keys()
+    with jax.debug_key_reuse(True):
+        assert jax_compat.checks_keys()
+
+
+def test_a_size_that_is_left_open_has_a_value_where_its_symbols_have_one() -> None:
+    b, n = jax.export.symbolic_shape("b, n")
+    assert jax_compat.size_at(2 * b + n * n, 3) == 15
+    assert jax_compat.size_at(7, 3) == 7
+    assert jax_compat.size_at(b - 3, 3) == jax_compat.size_at(n // (b - 3), 3) == 3
+
+
+FLAGS = ("jax_remat3", "jax_custom_vjp3")
+
+
+@pytest.fixture
+def flags() -> Iterator[None]:
+    before = {name: getattr(jax.config, name) for name in FLAGS}
+    for name in FLAGS:
+        jax.config.update(name, True)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+def rule_of(f: Callable[..., Any], *args: Any) -> Any:
+    """The object in the one equation that a function makes under the flags."""
+    (equation,) = jax.make_jaxpr(f)(*args).jaxpr.eqns
+    assert equation.primitive.name == "call_hi_primitive"
+    return equation.params["_prim"]
+
+
+def scaled() -> Any:
+    function = jax.custom_vjp(lambda x, i: x * i)
+    function.defvjp(lambda x, i: (x * i, i), lambda i, bar: (bar * i, None))
+    return function
+
+
+def test_the_flags_make_objects_of_these_classes(flags: None) -> None:
+    made = {
+        "RematTraced": rule_of(jax.checkpoint(jnp.sin), X),
+        "CheckpointName": rule_of(lambda x: checkpoint_name(x, "x"), X),
+        "CustomVJPTraced": rule_of(scaled(), X, 2),
+    }
+    assert {name: type(rule).__name__ for name, rule in made.items()} == {n: n for n in made}
+    assert len(made["RematTraced"].jaxpr.in_avals) == 1
+    assert made["RematTraced"].policy is None
+    assert made["CheckpointName"].name == "x"
+
+
+def test_flags_off_makes_the_earlier_equations(flags: None) -> None:
+    with jax_compat.flags_off():
+        named = jax.make_jaxpr(lambda x: checkpoint_name(x, "x"))(X)
+        checkpoint = jax.make_jaxpr(jax.checkpoint(jnp.sin))(X)
+        rule = jax.make_jaxpr(scaled())(X, 2)
+    made = [closed.jaxpr.eqns[0].primitive for closed in (checkpoint, rule, named)]
+    assert made[:2] == [primitives.remat_p, primitives.custom_vjp_call_p]
+    assert made[2].name == "name"
+    assert jax.config.jax_remat3
+    assert jax.config.jax_custom_vjp3
+
+
+def test_high_jaxprs_are_told_and_the_account_is_made_anew(flags: None) -> None:
+    high = jax.make_jaxpr(jax.checkpoint(jnp.sin))(X)
+    low = jax.make_jaxpr(jnp.sin)(X)
+    assert jax_compat.is_high(high)
+    assert not jax_compat.is_high(low)
+    assert not jax_compat.is_high(jax_compat.with_equations(high.jaxpr, low.jaxpr.eqns))
+    assert jax_compat.is_high(jax_compat.with_equations(low.jaxpr, high.jaxpr.eqns))
+
+
+def test_a_flagged_rule_is_pulled_back(flags: None) -> None:
+    rule = rule_of(scaled(), X, 2)
+    args = jax.tree.unflatten(rule.in_tree, [X, 2])
+    _, residuals, *_ = rule.vjp_fwd(jax.tree.map(lambda _: True, args), *args)
+    x_bar, none = jax_compat.pulled_back(rule, residuals, [X])
+    assert none is None
+    assert jnp.array_equal(x_bar, 2 * X)
+
+
+def test_a_vmapped_rule_says_how(flags: None) -> None:
+    f = jax.vmap(scaled(), in_axes=(1, None), out_axes=0)
+    for equation in jax.make_jaxpr(f)(jnp.ones((2, 3)), 2).jaxpr.eqns:
+        rule = equation.params.get("_prim")
+        if type(rule).__name__ == "VmapOf":
+            again = jax_compat.vmap_again(lambda x, i: [x * i], rule)
+            assert again(jnp.ones((2, 3)), 2)[0].shape == (2, 3)
+            return
+    assert not jax.__version__.startswith(("0.10", "0.11"))  # later versions batch the rule itself

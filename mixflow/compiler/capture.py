@@ -9,7 +9,6 @@ work: partial evaluation has dropped the loss by then.
 
 from __future__ import annotations
 
-import enum
 import functools
 import itertools
 import os
@@ -19,18 +18,28 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.core
-from jax.extend.core import ClosedJaxpr, jaxprs_in_params, primitives
-from jax.interpreters.partial_eval import dce_jaxpr
+from jax.extend.core import ClosedJaxpr
 from jax.tree_util import tree_flatten, tree_structure
 
-from mixflow.compiler import jax_compat, vjp_batching
+from mixflow.compiler import (
+    barrier,
+    barrier_lowering,
+    interpreters,
+    jax_compat,
+    linear_use,
+    vjp_batching,
+)
 from mixflow.compiler.analysis.effects import effects_in
-from mixflow.compiler.analysis.soundness import custom_rules, find_suspects, nested_jaxprs
-from mixflow.compiler.differentiand import Differentiand, TreeDef, is_inexact, named_after
+from mixflow.compiler.analysis.replay import NEEDS_VALUES, Replay, closed_over, where_rules_run
+from mixflow.compiler.analysis.rules import equations_with_effects
+from mixflow.compiler.analysis.soundness import FunctionSoundness
+from mixflow.compiler.analysis.subprograms import nested_jaxprs
+from mixflow.compiler.differentiand import TreeDef, is_inexact, named_after
+from mixflow.compiler.flagged import without_flags
 from mixflow.compiler.pullback import Pullback
-from mixflow.compiler.recording import Decline, Recording, current_recording
+from mixflow.compiler.recording import Decline, Recording, current_recording, paused
 from mixflow.compiler.traced import TracedFunction, WrongResult, trace_function
+from mixflow.compiler.tried_rules import try_rules
 from mixflow.compiler.vjp_primitive import primal_p
 
 
@@ -44,7 +53,7 @@ def captured_vjp(
     """`jax.vjp`, symbolic where it can be and JAX's own where it cannot."""
     call = functools.partial(jax_compat.VJP_OF_JAX, fun, *primals, has_aux=has_aux, **other)
     leaves, in_tree = tree_flatten(primals)
-    reason = _unsuitable(fun, leaves, other)
+    reason = _looked_through(recording) or _unsuitable(fun, leaves, other)
     if reason:
         recording.decline(reason)
         return call()
@@ -52,7 +61,7 @@ def captured_vjp(
         traced = trace_function(fun, leaves, in_tree, has_aux)
     except WrongResult:
         return call()  # JAX says what is wrong
-    except _NEEDS_VALUES:
+    except NEEDS_VALUES:
         # Under plain JAX a concrete point may steer Python; if it cannot, JAX says so.
         recording.decline("the function uses the value of its argument in Python")
         return call()
@@ -61,27 +70,23 @@ def captured_vjp(
 
 
 def _bind(recording: Recording, traced: TracedFunction, call: Callable[[], Any]) -> Any:
-    suspects = tuple(s for s in find_suspects(traced.jaxpr) if not recording.trusts(s))
-    function = Differentiand(
-        traced.jaxpr,
-        len(traced.consts),
-        traced.carries,
-        symmetric=not suspects,
-        custom=any(custom_rules(traced.jaxpr)),
-        suspects=suspects,
+    soundness = FunctionSoundness(
+        traced.jaxpr, len(traced.consts), traced.carries, recording.trusts
     )
+    function = soundness.function
     reason = _impure(traced)
     if reason:
         recording.decline(reason)
         return traced.differentiate()
-    replay = _replay(traced, function)
+    replay = where_rules_run(traced.jaxpr, traced.trace)
     if replay is not Replay.ANYWHERE:
-        recording.decline("a custom rule closes over values of the enclosing trace")
+        recording.decline(replay.value)
         return traced.differentiate() if replay is Replay.HERE else call()
-    if function.custom and function.symmetric and not _has_forward_mode(traced, function):
-        why = "you vouch for it, but it has no forward mode: its rule calls a custom_vjp"
-        stuck = tuple(replace(suspect, why=why) for suspect in find_suspects(traced.jaxpr))
-        function = replace(function, symmetric=False, suspects=stuck)
+    tried = try_rules(traced, function)
+    if tried.why:
+        recording.decline(tried.why)
+        return traced.differentiate() if tried.runs_here else call()
+    function = replace(function, retyped=tried.retyped)
     recording.num_captured += 1
     outputs = primal_p.bind(*traced.consts, *traced.point, function=function)
     pullback = Pullback(function, traced.layout, traced.closure, traced.leaves)
@@ -89,13 +94,14 @@ def _bind(recording: Recording, traced: TracedFunction, call: Callable[[], Any])
     return value, pullback, *aux
 
 
-# What JAX raises when traced code asks for a concrete value.
-_NEEDS_VALUES = (
-    jax.errors.ConcretizationTypeError,
-    jax.errors.NonConcreteBooleanIndexError,
-    jax.errors.TracerArrayConversionError,
-    jax.errors.TracerIntegerConversionError,
-)
+def _looked_through(recording: Recording) -> str | None:
+    """Why every equation of what is being traced has to be JAX's own, or None."""
+    stranger = jax_compat.interpreter_around(recording.outermost)
+    if stranger:
+        return f"{stranger} goes through the program, and knows JAX's own equations alone"
+    if jax_compat.checks_keys():
+        return "jax_debug_key_reuse is on: value and pullback would each count as a use of a key"
+    return None
 
 
 def _unsuitable(fun: Any, leaves: list[Any], other: dict[str, Any]) -> str | None:
@@ -124,39 +130,6 @@ def _impure(traced: TracedFunction) -> str | None:
     return f"the function has effects: {', '.join(dict.fromkeys(effects_in(traced.jaxpr)))}"
 
 
-class Replay(enum.Enum):
-    """Where a traced function's custom rules, which JAX traces only when it needs them, can run."""
-
-    ANYWHERE = enum.auto()
-    HERE = enum.auto()
-    NOWHERE = enum.auto()
-
-
-def _replay(traced: TracedFunction, function: Differentiand) -> Replay:
-    """Try the custom rules of a traced function, if it has any of unknown make.
-
-    A rule may close over tracers: of the enclosing traces, which live as long as the user's code
-    runs, or of the function's own trace, which is over.
-    """
-    if not function.custom:
-        return Replay.ANYWHERE
-
-    try:
-        jaxpr = jax.make_jaxpr(function.gradient)(traced.consts, traced.point)
-    except jax.errors.UnexpectedTracerError:
-        return Replay.NOWHERE
-    traces = _closed_over(jaxpr)
-    if traced.trace in traces:
-        return Replay.NOWHERE
-    return Replay.HERE if traces else Replay.ANYWHERE
-
-
-def _closed_over(jaxpr: ClosedJaxpr) -> list[Any]:
-    """The traces that a program's constants belong to, where those are tracers."""
-    tracers = [const for const in jaxpr.consts if isinstance(const, jax.core.Tracer)]
-    return list(map(jax_compat.trace_of, tracers))
-
-
 def _unseen_derivatives(jaxpr: Any) -> Iterator[Decline]:
     """A warning for each equation of a derivative that no `jax.vjp` was seen to make."""
     for eqn in jaxpr.eqns:
@@ -170,29 +143,6 @@ def _unseen_derivatives(jaxpr: Any) -> Iterator[Decline]:
             yield from _unseen_derivatives(inner)
 
 
-def _has_forward_mode(traced: TracedFunction, function: Differentiand) -> bool:
-    """Try the pushforward of the pullback, which the symmetric rule will ask for."""
-
-    def push(point: list[Any]) -> Any:
-        return jax.jvp(lambda point: function.gradient(traced.consts, point), (point,), (point,))
-
-    try:
-        jaxpr = jax.make_jaxpr(push)(traced.point)
-    except TypeError:
-        return False
-    live, _ = dce_jaxpr(jaxpr.jaxpr, [True] * len(jaxpr.jaxpr.outvars))
-    return not _holds_one_way_rule(live)
-
-
-def _holds_one_way_rule(jaxpr: Any) -> bool:
-    """Whether a custom_vjp was pushed forward; JAX only says so when it lowers the program."""
-    return any(
-        eqn.primitive is primitives.custom_lin_p
-        or any(map(_holds_one_way_rule, jaxprs_in_params(eqn.params)))
-        for eqn in jaxpr.eqns
-    )
-
-
 @dataclass(frozen=True)
 class Captured:
     """A whole function, traced: every `jax.vjp` in it is symbolic.
@@ -202,12 +152,14 @@ class Captured:
         out_tree: the structure of its result.
         declines: what was not captured, and why.
         num_captured: the number of `jax.vjp` calls that were.
+        with_effects: the parameters of equations whose derivatives have effects by custom rules.
     """
 
     jaxpr: ClosedJaxpr
     out_tree: TreeDef
     declines: tuple[Decline, ...]
     num_captured: int
+    with_effects: tuple[dict[str, Any], ...] = ()
 
 
 def _outlived(jaxpr: ClosedJaxpr, recording: Recording) -> bool:
@@ -215,7 +167,7 @@ def _outlived(jaxpr: ClosedJaxpr, recording: Recording) -> bool:
 
     Those that do not depend on its point belong to the enclosing trace in JAX, and may be.
     """
-    return any(trace in recording.finished for trace in _closed_over(jaxpr))
+    return any(trace in recording.finished for trace in closed_over(jaxpr))
 
 
 def capture(
@@ -235,6 +187,7 @@ def capture(
     Raises:
         Whatever `fun` raises.
     """
+    interpreters.register_with_sparsify()
     recording = Recording(assume_symmetric)
     out_tree: list[TreeDef] = []
 
@@ -255,7 +208,11 @@ def capture(
         jaxpr = jax.make_jaxpr(flat)(*leaves)
     if not recording.declines:
         recording.declines.extend(itertools.islice(_unseen_derivatives(jaxpr), 1))
-    return Captured(jaxpr, out_tree[-1], tuple(recording.declines), recording.num_captured)
+    jaxpr = without_flags(jaxpr)
+    declines, num_captured = tuple(recording.declines), recording.num_captured
+    with paused():
+        with_effects = tuple(equations_with_effects(jaxpr.jaxpr))
+    return Captured(jaxpr, out_tree[-1], declines, num_captured, with_effects)
 
 
 def _vjp_hook(fun: Callable[..., Any], *primals: Any, **kwargs: Any) -> Any:
@@ -265,6 +222,12 @@ def _vjp_hook(fun: Callable[..., Any], *primals: Any, **kwargs: Any) -> Any:
     return captured_vjp(recording, fun, *primals, **kwargs)
 
 
+barrier.register()
 vjp_batching.register()
+linear_use.register()
+interpreters.register()
 jax_compat.install_vjp_hook(_vjp_hook)
+jax_compat.install_barriers_for_added_operands()
+if barrier_lowering.MERGES_RUNS:
+    barrier_lowering.install()
 jax_compat.hide_frames_of(f"{Path(__file__).parent.parent}{os.sep}")

@@ -6,20 +6,25 @@ passes made anew (a checkpoint, a name) is asked of JAX's public functions.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import wraps
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name, checkpoint_policies
 from jax.extend.core import ClosedJaxpr, DebugInfo, Jaxpr, JaxprEqn, Literal, Var
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.dialects.func import FuncOp
 from xdsl.ir import Operation, Region, SSAValue
 
+from mixflow.compiler import jax_compat
 from mixflow.compiler.dialects import jaxpr as jx
 from mixflow.compiler.dialects import mixflow as mf
 from mixflow.compiler.dialects.attributes import aval_of
+from mixflow.compiler.differentiand import Rule, spec_of
+from mixflow.compiler.flagged import checkpoint_equation
 from mixflow.compiler.importer import REGIONS, nested_jaxprs
 from mixflow.compiler.vjp_primitive import primal_p, vjp_p
 
@@ -48,7 +53,7 @@ def emit_region(region: Region, origin: Any) -> ClosedJaxpr:
         region: of any operation.
         origin: what it was imported from; lends its debug information where that fits. Or None.
     """
-    return _Emitter(region).finish(origin)
+    return _Emitter(region).closed(origin)
 
 
 class _Emitter:
@@ -62,19 +67,31 @@ class _Emitter:
         self._consts: list[Any] = []
         self._eqns: list[JaxprEqn] = []
 
-    def finish(self, origin: Any) -> ClosedJaxpr:
-        """Emit every operation, then the jaxpr."""
+    def closed(self, origin: Any) -> ClosedJaxpr:
+        """The jaxpr, with its arrays."""
+        outvars = self._run()
+        jaxpr = self._jaxpr(self._constvars, self._invars, outvars, origin)
+        return ClosedJaxpr(jaxpr, self._consts)
+
+    def opened(self, origin: Any) -> tuple[Jaxpr, list[Any]]:
+        """The jaxpr with its arrays as first inputs, and the arrays."""
+        outvars = self._run()
+        jaxpr = self._jaxpr([], [*self._constvars, *self._invars], outvars, origin)
+        return jaxpr, self._consts
+
+    def _run(self) -> list[Any]:
+        """Emit every operation; what the region gives back."""
         for op in self._block.ops:
             self._emit(op)
         last = self._block.last_op
         assert last is not None
-        outvars = self._read(last.operands)
+        return self._read(last.operands)
+
+    def _jaxpr(self, constvars: list[Var], invars: list[Var], outvars: Any, origin: Any) -> Jaxpr:
         effects = frozenset(effect for eqn in self._eqns for effect in eqn.effects)
-        debug_info = _debug_info(origin, len(self._invars), len(outvars))
-        jaxpr = Jaxpr(
-            self._constvars, self._invars, outvars, self._eqns, effects, debug_info=debug_info
-        )
-        return ClosedJaxpr(jaxpr, self._consts)
+        debug_info = _debug_info(origin, len(invars), len(outvars))
+        jaxpr = Jaxpr(constvars, invars, outvars, [], effects, debug_info=debug_info)
+        return jax_compat.with_equations(jaxpr, self._eqns)
 
     def _emit(self, op: Operation) -> None:
         match op:
@@ -85,27 +102,55 @@ class _Emitter:
             case jx.ConstantOp():
                 self._constant(op)
             case mf.NameOp():
-                self._append(op, _named(op))
+                self._name(op)
             case mf.PrimalOp() | mf.VjpOp():
                 self._append(op, _derivative(op))
-            case jx.CheckpointOp() if op.equation is None:
-                self._append(op, _checkpoint(op))
-            case jx.RegionOp() | jx.CheckpointOp():
+            case jx.CheckpointOp():
+                self._checkpoint(op)
+            case jx.RegionOp():
                 self._append(op, _structured(op))
             case _:
                 assert isinstance(op, jx.LeafOp)
                 self._append(op, _template(op.info, op.params))
 
     def _constant(self, op: jx.ConstantOp) -> None:
-        var = Var(aval_of(op.output))
-        self._constvars.append(var)
-        self._consts.append(op.value.data.value)
-        self._atoms[op.output] = var
+        self._atoms[op.output] = self._array(aval_of(op.output), op.value.data.value)
 
-    def _append(self, op: Operation, template: JaxprEqn) -> None:
+    def _name(self, op: mf.NameOp) -> None:
+        spec = spec_of(aval_of(op.input))
+        with jax_compat.flags_off():
+            jaxpr = jax.make_jaxpr(lambda value: _named(value, op.label.data))(spec).jaxpr
+        named: dict[Any, Any] = {jaxpr.invars[0]: self._atoms[op.input]}
+        for eqn in jaxpr.eqns:
+            self._eqns.append(eqn.replace(invars=[named.get(atom, atom) for atom in eqn.invars]))
+        self._atoms[op.output] = jaxpr.outvars[0]
+
+    def _array(self, aval: Any, value: Any) -> Var:
+        self._constvars.append(Var(aval))
+        self._consts.append(value)
+        return self._constvars[-1]
+
+    def _checkpoint(self, op: jx.CheckpointOp) -> None:
+        """The user's checkpoint, or one that a pass has made.
+
+        JAX's equation for one holds no arrays. Those of its body, such as a table that came out
+        of the user's `jax.jvp` of a scan, are carried by what is around it, and are operands.
+        """
+        template = _made_checkpoint(op) if op.equation is None else _users_checkpoint(op)
+        origin = None if op.equation is None else template.params["jaxpr"]
+        body, consts = _Emitter(op.body).opened(origin)
+        types = [var.aval for var in body.invars[: len(consts)]]
+        arrays = list(map(self._array, types, consts))
+        count = len(arrays) + len(op.operands)
+        barriers = jax_compat.barriers_of_all(template.params["prevent_cse"], count, added=False)
+        params = {**template.params, "jaxpr": body, "prevent_cse": barriers}
+        self._append(op, template.replace(params=params, effects=set(body.effects)), arrays)
+
+    def _append(self, op: Operation, template: JaxprEqn, first: Sequence[Var] = ()) -> None:
         outvars = [Var(aval_of(result)) for result in op.results]
         self._atoms.update(zip(op.results, outvars, strict=True))
-        self._eqns.append(template.replace(invars=self._read(op.operands), outvars=outvars))
+        invars = [*first, *self._read(op.operands)]
+        self._eqns.append(template.replace(invars=invars, outvars=outvars))
 
     def _read(self, values: Iterable[SSAValue]) -> list[Any]:
         return [self._atoms[value] for value in values]
@@ -125,11 +170,9 @@ def _template(info: Any, params: dict[str, Any]) -> JaxprEqn:
     return JaxprEqn([], [], info.primitive, params, set(info.effects), info.source_info, info.ctx)
 
 
-def _structured(op: jx.RegionOp | jx.CheckpointOp) -> JaxprEqn:
-    """scan, while, cond, jit and the user's checkpoint: the same equation, other jaxprs."""
-    equation = op.equation
-    assert equation is not None
-    info = equation.data
+def _structured(op: jx.RegionOp) -> JaxprEqn:
+    """scan, while, cond and jit: the same equation, other jaxprs."""
+    info = op.info
     names = REGIONS[info.primitive][1]
     originals = nested_jaxprs(info.params, names)
     emitted = iter(
@@ -153,17 +196,49 @@ def _like(emitted: ClosedJaxpr, original: Any) -> Any:
 def _derivative(op: mf.PrimalOp | mf.VjpOp) -> JaxprEqn:
     """`primal[f]` or `vjp[f]`, on f as the passes left it."""
     function = op.differentiand
-    symmetric = function.symmetric if isinstance(op, mf.PrimalOp) else op.self_adjoint is not None
     jaxpr = emit_region(op.body, function.jaxpr)
-    function = replace(function, jaxpr=jaxpr, symmetric=symmetric)
+    if isinstance(op, mf.VjpOp):
+        function = replace(function, chosen=Rule(op.rule.data) if op.rule else Rule.PLAIN)
+    function = replace(function, jaxpr=jaxpr)
     if isinstance(op, mf.PrimalOp):
         return _template(replace(op.info, primitive=primal_p), {"function": function})
     params = {"function": function, "with_value": op.with_value is not None}
     return _template(replace(op.info, primitive=vjp_p), params)
 
 
-def _checkpoint(op: jx.CheckpointOp) -> JaxprEqn:
-    """A checkpoint that a pass made: JAX's own equation for one, around this body.
+def _users_checkpoint(op: jx.CheckpointOp) -> JaxprEqn:
+    assert op.equation is not None
+    params = op.equation.data.params
+    if params["policy"] is not None and _has_complex_values(op):
+        params = {**params, "policy": _of_reals(params["policy"])}
+    return _template(op.equation.data, params)
+
+
+def _has_complex_values(op: Operation) -> bool:
+    values = (result for inner in op.walk() for result in inner.results)
+    dtypes = (getattr(aval_of(value), "dtype", None) for value in values)
+    return any(dtype and jnp.issubdtype(dtype, jnp.complexfloating) for dtype in dtypes)
+
+
+def _of_reals(policy: Callable[..., Any]) -> Callable[..., Any]:
+    """The policy, but complex values are computed again.
+
+    JAX can save them in a loop alone, and a pass may move a checkpoint out of its loop.
+    """
+
+    @wraps(policy)
+    def saves(primitive: Any, *avals: Any, **params: Any) -> Any:
+        dtypes = [params.get("new_dtype"), *(getattr(aval, "dtype", None) for aval in avals)]
+        is_complex = any(dtype and jnp.issubdtype(dtype, jnp.complexfloating) for dtype in dtypes)
+        if is_complex or primitive.name in ("complex", "eig", "fft"):
+            return False
+        return policy(primitive, *avals, **params)
+
+    return saves
+
+
+def _made_checkpoint(op: jx.CheckpointOp) -> JaxprEqn:
+    """JAX's own equation for a checkpoint that a pass made, around another body.
 
     As a loop's body it needs no barriers: forward and backward pass are different loops, and
     nothing could merge the two. In a straight line XLA would.
@@ -173,14 +248,12 @@ def _checkpoint(op: jx.CheckpointOp) -> JaxprEqn:
     barriers = op.inline is not None
     if op.barriers is not None:
         barriers = tuple(map(bool, op.barriers.get_values()))
-    wrapped = jax.checkpoint(lambda *xs: xs, policy=policy, prevent_cse=barriers)
-    (eqn,) = jax.make_jaxpr(wrapped)(*[0.0] * len(op.operands)).jaxpr.eqns
-    closed = emit_region(op.body, None)
-    effects = set(closed.effects)
-    return eqn.replace(params={**eqn.params, "jaxpr": closed.jaxpr}, effects=effects)
+    return checkpoint_equation(len(op.operands), policy, barriers)
 
 
-def _named(op: mf.NameOp) -> JaxprEqn:
-    label = op.label.data
-    (eqn,) = jax.make_jaxpr(lambda x: checkpoint_name(x, label))(0.0).jaxpr.eqns
-    return eqn
+def _named(value: Any, label: str) -> Any:
+    """The value, named. JAX cannot save complex values by name: it saves their two parts."""
+    if not jnp.iscomplexobj(value):
+        return checkpoint_name(value, label)
+    parts = (checkpoint_name(part, label) for part in (jnp.real(value), jnp.imag(value)))
+    return jax.lax.complex(*parts)

@@ -8,7 +8,9 @@ from xdsl.dialects.builtin import ModuleOp
 
 from mixflow.compiler.analysis.activity import find_activity
 from mixflow.compiler.analysis.residuals import total_size
+from mixflow.compiler.analysis.sizes import number_of
 from mixflow.compiler.dialects.jaxpr import ScanOp
+from mixflow.compiler.differentiand import Rule
 from mixflow.compiler.emitter import main_function
 from mixflow.passes.checkpoint_inner_loop import is_inner_loop
 from mixflow.passes.keep_first_products import first_products
@@ -27,6 +29,7 @@ class Facts:
         held_bytes: what the inner loops' steps are given, for all of their steps together.
         nested: whether a gradient is differentiated again.
         symmetric: whether that may be forward over reverse.
+        transposed: whether one that may not be can be reverse over forward.
         peelable: whether the first step of an inner loop is better off alone.
         distributed: whether a loss begins with products of parameters that lie on several devices.
     """
@@ -35,16 +38,22 @@ class Facts:
     held_bytes: int
     nested: bool
     symmetric: bool
+    transposed: bool = False
     peelable: bool = False
     distributed: bool = False
+
+    @property
+    def rewritable(self) -> bool:
+        """Whether a gradient that is differentiated again may be rewritten, by either rule."""
+        return self.symmetric or self.transposed
 
 
 def facts_of(module: ModuleOp | None, *, peeling: bool) -> Facts:
     """The facts of a program.
 
     Arguments:
-        module: with every gradient marked that may be symmetric; None for a program that the IR
-            does not hold.
+        module: with every gradient marked that either rule is allowed for; None for a program
+            that the IR does not hold.
         peeling: whether a step that stands before its loop can be checkpointed.
     """
     if module is None:
@@ -52,11 +61,13 @@ def facts_of(module: ModuleOp | None, *, peeling: bool) -> Facts:
     activity = find_activity(main_function(module))
     loops = [op for op in activity.loops if is_inner_loop(op)]
     steps = max(map(_steps, loops), default=0)
+    rules = {Rule(op.rule.data) for op in activity.pullbacks if op.rule is not None}
     return Facts(
         steps,
-        sum(_steps(op) * _carried(op) for op in loops),
+        sum(number_of(op.length) * _carried(op) for op in loops),
         nested=bool(activity.pullbacks),
-        symmetric=any(op.self_adjoint is not None for op in activity.pullbacks),
+        symmetric=Rule.SYMMETRIC in rules,
+        transposed=Rule.TRANSPOSED in rules,
         peelable=peeling
         and steps <= MOST_PEELED
         and any(gains_from_peeling(op, activity.values) for op in loops),
@@ -65,7 +76,7 @@ def facts_of(module: ModuleOp | None, *, peeling: bool) -> Facts:
 
 
 def _steps(op: ScanOp) -> int:
-    """The length of a loop, or 1 where jax.export has left it open."""
+    """The length of a loop that can be nested: 1 where jax.export has left it open."""
     return op.length if isinstance(op.params["length"], int) else 1
 
 

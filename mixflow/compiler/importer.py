@@ -37,19 +37,26 @@ class UnsupportedProgram(Exception):
     """A program that the IR does not hold; it is run as it was captured."""
 
 
-def import_jaxpr(closed: ClosedJaxpr, name: str = "main", *, differentiated: bool) -> ModuleOp:
+def import_jaxpr(
+    closed: ClosedJaxpr,
+    name: str = "main",
+    *,
+    differentiated: bool,
+    with_effects: Sequence[dict[str, Any]] = (),
+) -> ModuleOp:
     """Build a module with one function out of a closed jaxpr.
 
     Arguments:
         closed: the program, its derivatives symbolic.
         name: the function's name in the IR.
         differentiated: whether somebody may differentiate the program from outside.
+        with_effects: the parameters of equations whose derivatives have effects.
 
     Raises:
         UnsupportedProgram: the program uses mutable references, whose effects are tied to
             variables.
     """
-    body = _Importer().region(closed)
+    body = _Importer(with_effects).region(closed)
     block = body.block
     yielded = block.last_op
     assert isinstance(yielded, jx.YieldOp)
@@ -69,8 +76,9 @@ def nested_jaxprs(params: dict[str, Any], names: Iterable[str]) -> list[Any]:
 class _Importer:
     """Holds the types that were seen: equal ones become one attribute."""
 
-    def __init__(self) -> None:
+    def __init__(self, with_effects: Sequence[dict[str, Any]]) -> None:
         self._types: dict[Any, AvalType] = {}
+        self._with_effects = with_effects
 
     def region(self, jaxpr: Any) -> Region:
         """A region of one block out of a jaxpr, closed or open."""
@@ -99,10 +107,12 @@ class _Importer:
         elif eqn.primitive in REGIONS:
             kind, names = REGIONS[eqn.primitive]
             bodies = [self.region(nested) for nested in nested_jaxprs(eqn.params, names)]
+        ruled = any(eqn.params is one for one in self._with_effects)
+        equation = EquationAttr(Equation.of(eqn, rules_have_effects=ruled))
         return kind.create(
             operands=operands,
             result_types=[self.type(var.aval) for var in eqn.outvars],
-            properties={**properties, "equation": EquationAttr(Equation.of(eqn))},
+            properties={**properties, "equation": equation},
             regions=bodies,
         )
 

@@ -13,7 +13,7 @@ from xdsl.passes import ModulePass, PassPipeline
 from xdsl.utils.arg_spec import parse_pipeline
 from xdsl.utils.exceptions import ArgSpecParseError
 
-from mixflow.compiler.analysis.soundness import holds_derivative
+from mixflow.compiler.analysis.subprograms import holds_derivative
 from mixflow.compiler.capture import Captured
 from mixflow.compiler.dialects.jaxpr import Jaxpr, LeafOp
 from mixflow.compiler.dialects.mixflow import Mixflow
@@ -92,7 +92,9 @@ def optimise(captured: Captured, pipeline: PassPipeline, *, differentiated: bool
     """
     missed = tuple(Remark(one.stage, DECLINED, one.why, one.at) for one in captured.declines)
     try:
-        module = import_jaxpr(captured.jaxpr, differentiated=differentiated)
+        module = import_jaxpr(
+            captured.jaxpr, differentiated=differentiated, with_effects=captured.with_effects
+        )
     except UnsupportedProgram as reason:
         refusal = Remark("import", DECLINED, str(reason), "<unknown>")
         return Optimised(captured.jaxpr, None, (), (*missed, refusal))

@@ -24,6 +24,7 @@ class Plan:
         fused: values are computed with their gradients, as plain JAX does, if nothing else is done.
         peeled: the first step stands before its loop, where less of it is differentiated.
         symmetric: forward over reverse, where that is sound.
+        transposed: reverse over forward where that is not, and this is.
         levels: how deep inner loops are nested in checkpoints; 0 for not at all.
         saved: whether inner gradients are kept.
         kept: whether first products of parameters on several devices are, too.
@@ -34,11 +35,17 @@ class Plan:
     fused: bool = False
     peeled: bool = False
     symmetric: bool = False
+    transposed: bool = False
     levels: int = 0
     saved: bool = False
     kept: bool = False
     slack: int | None = None
     rerun: float = 1.0
+
+    @property
+    def rewritten(self) -> bool:
+        """Whether gradients that are differentiated again are rewritten, by either rule."""
+        return self.symmetric or self.transposed
 
     @property
     def repeats(self) -> bool:
@@ -55,6 +62,8 @@ class Plan:
             found.append("peel-inactive-step")
         if self.symmetric:
             found.append("forward-over-reverse")
+        if self.transposed:
+            found.append("reverse-over-forward")
         if self.levels:
             found.append(f"checkpoint-inner-loop{{levels={self.levels}}}")
         if self.saved:

@@ -18,8 +18,8 @@ from mixflow.compiler.analysis.activity import find_activity
 from mixflow.compiler.analysis.costs import program_cost
 from mixflow.compiler.analysis.liveness import peak_memory
 from mixflow.compiler.analysis.sizes import array_bytes
-from mixflow.compiler.analysis.soundness import holds_derivative
 from mixflow.compiler.analysis.spelling import with_reverse_pass
+from mixflow.compiler.analysis.subprograms import holds_derivative
 from mixflow.compiler.capture import Captured
 from mixflow.compiler.device import Device
 from mixflow.compiler.dialects.remarks import DECLINED, Remark
@@ -43,15 +43,23 @@ class Planner:
         differentiated: whether somebody may differentiate it from outside.
         device: where it is to run.
         several: whether several devices have parts of its arguments.
+        loss: whether it is a meta-loss: a scalar, or a scalar with auxiliary data.
     """
 
     def __init__(
-        self, captured: Captured, *, differentiated: bool, device: Device, several: bool = False
+        self,
+        captured: Captured,
+        *,
+        differentiated: bool,
+        device: Device,
+        several: bool = False,
+        loss: bool = False,
     ) -> None:
         self._captured = captured
         self._differentiated = differentiated
         self._device = device
         self._several = several
+        self._loss = loss
         self._costed: dict[Plan, Candidate] = {}
 
     def optimised(self, plan: Plan) -> Optimised:
@@ -62,7 +70,7 @@ class Planner:
     @cached_property
     def _probe(self) -> Optimised:
         """The program with every gradient marked that may be, for what there is to plan."""
-        return self.optimised(Plan(symmetric=True))
+        return self.optimised(Plan(symmetric=True, transposed=True))
 
     @cached_property
     def facts(self) -> Facts:
@@ -97,10 +105,11 @@ class Planner:
     def _is_reversed(self) -> bool:
         """Whether the cost that counts is that of a gradient taken outside of the program.
 
-        Not where the program holds reverse over reverse of its own: it is then just called.
+        Not where the program holds reverse over reverse of its own and is no meta-loss: it is a
+        meta-gradient then, and is just called.
         """
-        if not self._differentiated:
-            return False
+        if not self._differentiated or self._loss:
+            return self._differentiated
         module = optimise(self._captured, parse_passes(PREPARE), differentiated=False).module
         return module is None or not find_activity(main_function(module)).pullbacks
 
@@ -136,7 +145,7 @@ class Planner:
 
         All of them, if only such a plan takes less memory than plain JAX.
         """
-        if not self._several or not self.facts.symmetric:
+        if not self._several or not self.facts.rewritable:
             return candidates
         return [one for one in candidates if not one.plan.repeats] or candidates
 
@@ -186,9 +195,13 @@ class Planner:
         """All that is sound, without segments."""
         facts = self.facts
         step = replace(self._step, peeled=facts.peelable and facts.steps <= FEW_STEPS)
-        if not facts.symmetric:
+        if not facts.rewritable:
             return step
-        return replace(step, symmetric=True, saved=facts.steps > 0, kept=facts.distributed)
+        return replace(self._mixed(step), saved=facts.steps > 0, kept=facts.distributed)
+
+    def _mixed(self, plan: Plan) -> Plan:
+        """A plan in which each gradient gets the best rule that is allowed for it."""
+        return replace(plan, symmetric=self.facts.symmetric, transposed=self.facts.transposed)
 
     def _is_far_below(self, step: Plan) -> bool:
         """Whether segments took so much from a checkpointed step that none can be better."""
@@ -201,13 +214,13 @@ class Planner:
         Arguments:
             deep: also where the level before was not the best of both.
         """
-        levels, kinds = 1, {False, self.facts.symmetric}
+        levels, kinds = 1, {False, self.facts.rewritable}
         while kinds and self.facts.steps and self._held(levels) > self._balanced.total_bytes / 4:
             levels += 1
             if self._held(levels) == self._held(levels - 1):
                 return  # as deep as it goes: most of what is left are states, and not segments'
             best = self._balanced
-            plan = replace(best.plan, symmetric=self.facts.symmetric, levels=levels)
+            plan = replace(self._mixed(best.plan), levels=levels)
             kinds = {saved for saved in kinds if self._nests_well(replace(plan, saved=saved))}
             if self._balanced is best and not deep:
                 break
@@ -258,7 +271,7 @@ class Planner:
 
     def declines(self, chosen: Candidate) -> tuple[Remark, ...]:
         """What was left out of the chosen plan, with the reason."""
-        unsound = [] if chosen.plan.symmetric else self._probe.declines
+        unsound = [] if chosen.plan.rewritten else self._probe.declines
         known = [remark for remark in unsound if remark not in chosen.optimised.declines]
         reasons = [Remark("plan", DECLINED, why, "<unknown>") for why in self._reasons(chosen)]
         return (*known, *reasons)

@@ -11,6 +11,7 @@ from jax.extend.core import set_current_trace, take_current_trace
 from jax.interpreters import ad
 from jax.tree_util import register_pytree_node, tree_flatten, tree_unflatten
 
+from mixflow.compiler import jax_compat
 from mixflow.compiler.differentiand import Differentiand, Values, merge, partition
 from mixflow.compiler.recording import current_recording
 from mixflow.compiler.traced import TracedFunction
@@ -22,8 +23,9 @@ class Pullback:
 
     Called where it was made, it binds `vjp[f]`. Called in a deeper trace (a loop's body, a vmap
     over cotangents alone), it becomes JAX's own pullback, whose forward pass is evaluated once
-    outside: recomputing it inside would cost what plain JAX does not pay. Anything else that
-    JAX's pullback offers (`with_refs`, …) is JAX's own as well.
+    outside: recomputing it inside would cost what plain JAX does not pay. For one cotangent, as in
+    `jax.jacrev` of a scalar function, it costs nothing. Anything else that JAX's pullback offers
+    (`with_refs`, …) is JAX's own as well.
     """
 
     def __init__(
@@ -50,7 +52,7 @@ class Pullback:
         """
         cotangents = None if extra else self._flat_cotangents(out_ct)
         with take_current_trace() as trace:
-            is_deeper = trace is not self._trace
+            is_deeper = trace is not self._trace and not jax_compat.maps_one(trace, self._trace)
         if cotangents is None or is_deeper:
             return self._ordinary(out_ct, *extra)
         traced = self._traced

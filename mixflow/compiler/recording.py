@@ -6,12 +6,15 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
+from jax.extend.core import take_current_trace
 
 from mixflow.compiler import jax_compat
-from mixflow.compiler.analysis.soundness import Suspect
+
+if TYPE_CHECKING:
+    from mixflow.compiler.differentiand import Suspect
 
 # Traces made under mixflow hold symbolic equations and must never be mixed up with JAX's own
 # cached traces of the same functions (nor with those of another recording, whose reasons would
@@ -38,12 +41,15 @@ class Recording:
         declines: filled while tracing: what was left to JAX, and why.
         num_captured: filled while tracing: how many `jax.vjp` calls became symbolic.
         finished: filled while tracing: the traces of the functions that were differentiated.
+        outermost: the trace around this one; what JAX keeps for jits inside of it is not taken
+            outside.
     """
 
     assume_symmetric: str | tuple[str, ...] = ()
     declines: list[Decline] = field(default_factory=list)
     num_captured: int = 0
     finished: list[Any] = field(default_factory=list)
+    outermost: Any = field(default=None, init=False)
 
     def trusts(self, suspect: Suspect) -> bool:
         """Whether the user vouches for a custom rule."""
@@ -53,6 +59,8 @@ class Recording:
     def active(self) -> Generator[None]:
         """Capture every `jax.vjp` of this thread inside the block."""
         previous = _current.set(self)
+        with take_current_trace() as trace:
+            self.outermost = trace
         try:
             with _trace_key(self):
                 yield
@@ -66,6 +74,17 @@ class Recording:
 
 
 _current: ContextVar[Recording | None] = ContextVar("mixflow_recording", default=None)
+
+
+@contextmanager
+def paused() -> Generator[None]:
+    """Capture nothing in this thread inside the block: custom rules are seen as JAX runs them."""
+    previous = _current.set(None)
+    try:
+        with _trace_key(None):
+            yield
+    finally:
+        _current.reset(previous)
 
 
 def current_recording() -> Recording | None:

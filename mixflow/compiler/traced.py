@@ -14,6 +14,7 @@ from jax.tree_util import tree_flatten, tree_unflatten
 
 from mixflow.compiler import jax_compat
 from mixflow.compiler.differentiand import TreeDef, is_inexact, merge, partition
+from mixflow.compiler.flagged import without_flags
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +129,7 @@ def trace_function(
         return [*outputs, *dynamic]
 
     flat.__name__ = getattr(fun, "__name__", "function")
-    closed = jax.make_jaxpr(flat)(*leaves)
+    closed = without_flags(jax.make_jaxpr(flat)(*leaves))
     active = tuple(is_inexact(aval) for aval in closed.in_avals)
     return TracedFunction(
         fun,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,17 +18,28 @@ from jax.extend.core import Primitive
 from jax.interpreters import batching
 
 from mixflow.compiler import jax_compat
-from mixflow.compiler.differentiand import Differentiand, Values
-from mixflow.compiler.recording import current_recording
-from mixflow.compiler.vjp_primitive import primal_p, pushforward, pushforward_p, vjp_p
+from mixflow.compiler.analysis.replay import Replay, where_rules_run
+from mixflow.compiler.differentiand import Differentiand, Values, spec_of
+from mixflow.compiler.recording import current_recording, paused
+from mixflow.compiler.vjp_primitive import (
+    SYMBOLIC,
+    primal_p,
+    pushforward,
+    pushforward_p,
+    vjp_p,
+)
 
 Dims = Sequence[int | None]
 
 
 def _batched(
     function: Differentiand, mapped: tuple[bool, ...], axis: Any, operands: Values
-) -> Differentiand:
-    """`vmap f` over the consts marked in `mapped` and over all of x, traced once per pattern."""
+) -> Differentiand | None:
+    """`vmap f` over the consts marked in `mapped` and over all of x, traced once per pattern.
+
+    None where JAX could not run its custom rules, or not transpose what they compute: it maps
+    them while it runs them then, or after.
+    """
     name = jax_compat.public_axis_name(axis)
     key = (mapped, name, axis.size, axis.spmd_name)
     if key not in function.batched:
@@ -40,8 +52,28 @@ def _batched(
             spmd_axis_name=axis.spmd_name,
         )
         jaxpr = jax.make_jaxpr(call)(*operands)
-        function.batched[key] = replace(function, jaxpr=jaxpr)
+        batched = replace(function, jaxpr=jaxpr)
+        runs = where_rules_run(jaxpr.jaxpr) is not Replay.AT_ONCE and _has_gradient(batched)
+        function.batched[key] = batched if runs else None
     return function.batched[key]
+
+
+def _has_gradient(function: Differentiand) -> bool:
+    """Whether JAX differentiates a mapped function, as it does map the function's derivative.
+
+    A rule with a `cond` in it has none: JAX writes a `stop_gradient` for it where its predicate
+    is mapped, and cannot transpose that.
+    """
+    if not function.custom:
+        return True
+    inputs = list(map(spec_of, function.jaxpr.in_avals))
+    consts, point, _ = function.split(inputs)
+    try:
+        with paused():
+            jax.make_jaxpr(function.gradient)(consts, point)
+    except (NotImplementedError, TypeError, ValueError):
+        return False
+    return True
 
 
 def _to_front(axis: Any, value: Any, dim: int | None) -> Any:
@@ -77,7 +109,11 @@ def _bind_mapped(
     mapped = tuple(not stay for stay in stays[: function.num_consts])
     inputs = moved[: function.num_consts + function.num_points]
     batched = _batched(function, mapped, axis, inputs)
-    results = primitive.bind(*moved, function=batched, **params)
+    if batched is None:
+        plain = partial(SYMBOLIC[primitive], function=function, **params)
+        results = _vmapped(plain, axis, dims)(*operands)
+    else:
+        results = primitive.bind(*moved, function=batched, **params)
     return results, [0] * len(results)
 
 
@@ -110,9 +146,14 @@ def _vjp_rule(
 def _vjp_of_mapped_cotangents(
     axis: Any, operands: Values, dims: Dims, *, function: Differentiand, with_value: bool
 ) -> tuple[list[Any], Sequence[int | None]]:
-    """One forward pass for all lanes: an ordinary vjp, its pullback mapped."""
-    _note_shared_forward_pass()
+    """One forward pass for all lanes: an ordinary vjp, its pullback mapped; symbolic for one."""
     consts, point, cotangents = function.split(operands)
+    if axis.size == 1:
+        pairs = zip(cotangents, dims[-len(cotangents) :], strict=True)
+        rows = [w if dim is None else jnp.squeeze(w, dim) for w, dim in pairs]
+        params = {"function": function, "with_value": with_value}
+        return _unmapped(vjp_p.bind(*consts, *point, *rows, **params))
+    _note_shared_forward_pass()
     outputs, pullback = function.value_and_pullback(consts, point)
     outputs = outputs if with_value else []
     point_bar = _vmapped(lambda *w: list(pullback(w)), axis, dims[-len(cotangents) :])(*cotangents)

@@ -7,36 +7,32 @@ a jaxpr for what `jax.vjp` would have spelled out:
     vjp[f](c, x, w)             →  (y, if asked for) and x̄ = (∂f/∂x)ᵀ w
     pushforward[f](c, x, w; ċ, ẋ, ẇ)  →  (ẏ, x̄˙), linear in the tangents
 
-The last one is what makes forward-over-reverse out of reverse-over-reverse. With
-φ(c, x) = ⟨f(c, x), w⟩ its transpose asks for
+Reverse mode over `vjp[f]` transposes the last one, by one of two rules: `symmetric_rule.py`
+(forward over reverse) or `transposed_rule.py` (reverse over forward). Either needs c, x and w, and
+nothing from inside f is kept between the two passes.
 
-    x:  ∇²_xx φ v + (∂f/∂x)ᵀ s      c:  ∇²_cx φ v + (∂f/∂c)ᵀ s      w:  (∂f/∂x) v
-
-for cotangents s of y and v of x̄, and since second derivatives commute all three come out of
-one forward-mode pass: push (ẋ = v, ẇ = s) through (x, w) ↦ (f, ∇_{c,x} ⟨f, w⟩). Nothing from
-inside f is kept between the two passes. Kemaev et al., "Scalable Meta-Learning via Mixed-Mode
-Differentiation" (ICML 2025, arXiv 2505.00793); `docs/derivative-rule.md` proves it.
-
-An equation whose `symmetric` is false never uses that rule: it differentiates as the plain
+An equation whose function has the rule `PLAIN` uses neither: it differentiates as the plain
 `jax.vjp` that it stands for, to the letter.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import jax
 import jax.core
-from jax.extend.core import ClosedJaxpr, Primitive
+from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
 from jax.interpreters import ad, mlir
 
-from mixflow.compiler import jax_compat
 from mixflow.compiler.barrier import held_back
 from mixflow.compiler.differentiand import (
     Differentiand,
+    Rule,
     Values,
+    as_arrays,
     is_inexact,
     merge,
     partition,
@@ -44,7 +40,10 @@ from mixflow.compiler.differentiand import (
     spread,
 )
 from mixflow.compiler.equations import rewrite_equations
+from mixflow.compiler.flagged import without_flags
 from mixflow.compiler.orientation import orient_product
+from mixflow.compiler.symmetric_rule import symmetric_pullback
+from mixflow.compiler.transposed_rule import transposed_pullback
 from mixflow.compiler.waiting import wait_for_less
 
 # --- primal[f] ---------------------------------------------------------------------------------
@@ -64,7 +63,10 @@ def _primal(*operands: Any, function: Differentiand) -> list[Any]:
 
 
 @primal_p.def_effectful_abstract_eval
-def _primal_abstract(*_: Any, function: Differentiand) -> tuple[list[Any], Any]:
+def _primal_abstract(*avals: Any, function: Differentiand) -> tuple[list[Any], Any]:
+    if function.retyped:
+        params = {"function": function}
+        return spelled_out(primal_p, avals, params).out_avals, function.jaxpr.effects
     return function.jaxpr.out_avals, function.jaxpr.effects
 
 
@@ -88,7 +90,7 @@ def _vjp(*operands: Any, function: Differentiand, with_value: bool) -> list[Any]
 @vjp_p.def_effectful_abstract_eval
 def _vjp_abstract(*avals: Any, function: Differentiand, with_value: bool) -> tuple[list[Any], Any]:
     params: dict[str, Any] = {"function": function, "with_value": with_value}
-    if any(aval.weak_type for aval in avals[function.num_consts :]):
+    if function.retyped or any(aval.weak_type for aval in avals[function.num_consts :]):
         # Whether such a gradient is weakly typed too depends on the rules that it goes through.
         return spelled_out(vjp_p, avals, params).out_avals, function.jaxpr.effects
     outputs = function.jaxpr.out_avals if with_value else []
@@ -100,10 +102,15 @@ def _vjp_jvp(
     primals: Values, tangents: Values, *, function: Differentiand, with_value: bool
 ) -> tuple[list[Any], list[Any]]:
     params: dict[str, Any] = {"function": function, "with_value": with_value}
-    if not function.symmetric:
+    if function.rule is Rule.PLAIN:
         return _jvp_of(lambda *operands: _vjp(*operands, **params), primals, tangents)
-    results = vjp_p.bind(*primals, **params)
     perturbed = tuple(not isinstance(tangent, ad.Zero) for tangent in tangents)
+    if any(perturbed[: function.num_consts]) and function.soundness.rests:
+        # Plain JAX has the value from that rule as well: `act(c) * x` where the forward rule of
+        # act does not compute what act does, or is no call of act, and is differentiated further.
+        results, _ = _jvp_of(lambda *operands: _vjp(*operands, **params), primals, tangents)
+    else:
+        results = vjp_p.bind(*primals, **params)
     pushed = pushforward_p.bind(
         *primals, *partition(perturbed, tangents)[0], perturbed=perturbed, **params
     )
@@ -187,13 +194,14 @@ def _pushforward_transpose(
     with_value: bool,
     perturbed: tuple[bool, ...],
 ) -> list[Any]:
-    """The pullback of the pullback is the pushforward of the pullback."""
+    """The pullback of the pullback, by the function's rule."""
     primals, tangents = operands[: len(perturbed)], operands[len(perturbed) :]
     linear = [ad.is_undefined_primal(tangent) for tangent in tangents]
     wanted = [bool(flag) for flag in spread(perturbed, linear)]
     value_bar, point_bar = _split_cotangents(cotangents, function, with_value)
     primals, value_bar, point_bar = held_back((list(primals), value_bar, point_bar))
-    transposed = _symmetric_pullback(function, primals, wanted, value_bar, point_bar)
+    pullback = symmetric_pullback if function.rule is Rule.SYMMETRIC else transposed_pullback
+    transposed = as_arrays(pullback(function, primals, wanted, value_bar, point_bar))
     return [
         *(None for _ in primals),
         *(result for keep, result in zip(perturbed, transposed, strict=True) if keep),
@@ -210,66 +218,6 @@ def _split_cotangents(
     given = iter(cotangents)
     outputs = [next(given) if is_inexact(aval) else None for aval in function.jaxpr.out_avals]
     return [None if isinstance(s, ad.Zero) else s for s in outputs], point_bar
-
-
-def _symmetric_pullback(
-    function: Differentiand,
-    primals: Values,
-    wanted: Sequence[bool],
-    value_bar: Values,
-    point_bar: Values,
-) -> list[Any]:
-    """Cotangents of (c, x, w) where wanted, None elsewhere.
-
-    Arguments:
-        primals: c, x and w, flat.
-        wanted: for each of them, whether its cotangent is asked for.
-        value_bar: s, a cotangent or None for every output of f.
-        point_bar: v, a cotangent or a symbolic zero for every leaf of x.
-    """
-    consts, point, cotangents = function.split(primals)
-    want_inputs, want_w = wanted[: len(consts) + len(point)], wanted[len(consts) + len(point) :]
-    # φ pairs f with w. An output that carries no w joins it with w = 0 when the outer
-    # differentiation reaches it: ẇ = s is what brings its first derivative in.
-    paired = [carry or s is not None for carry, s in zip(function.carries, value_bar, strict=True)]
-    weights = _paired(paired, spread(function.carries, cotangents), function)
-    weights_dot = _paired(paired, value_bar, function)
-    moves = [not isinstance(v, ad.Zero) for v in point_bar]
-    moving, resting = partition(moves, point)
-    # A custom_vjp has no forward mode but inside of a vjp: what moves is differentiated too.
-    forced = [False] * len(consts) + [move and function.custom for move in moves]
-    is_active = [want or force for want, force in zip(want_inputs, forced, strict=True)]
-
-    def value_and_gradient(moving: list[Any], weights: list[Any]) -> Any:
-        active, fixed = partition(is_active, [*consts, *merge(moves, moving, resting)])
-
-        def restricted(*active: Any) -> list[Any]:
-            return partition(paired, function.call(*merge(is_active, active, fixed)))[0]
-
-        outputs, pullback = jax_compat.VJP_OF_JAX(restricted, *active)
-        return outputs, pullback(weights)
-
-    _, (outputs_dot, gradient_dot) = jax.jvp(
-        value_and_gradient, (moving, weights), (partition(moves, point_bar)[0], weights_dot)
-    )
-    w_bar = partition(
-        [carry for carry, keep in zip(function.carries, paired, strict=True) if keep], outputs_dot
-    )[0]
-    inputs_bar = spread(is_active, gradient_dot)
-    return [
-        *(bar if keep else None for bar, keep in zip(inputs_bar, want_inputs, strict=True)),
-        *(bar if keep else None for bar, keep in zip(w_bar, want_w, strict=True)),
-    ]
-
-
-def _paired(paired: Sequence[bool], given: Values, function: Differentiand) -> list[Any]:
-    """What is given for each paired output of f, zeros of its type where that is None."""
-    return [
-        ad.zeros_like_aval(aval.to_ct_aval()) if value is None else value
-        for value, aval in partition(
-            paired, list(zip(given, function.jaxpr.out_avals, strict=True))
-        )[0]
-    ]
 
 
 ad.primitive_jvps[primal_p] = _primal_jvp
@@ -294,8 +242,38 @@ def spelled_out(primitive: Primitive, avals: Sequence[Any], params: dict[str, An
     key = primitive, others, tuple(avals), jax.sharding.get_abstract_mesh()
     if key not in known:
         closed = jax.make_jaxpr(partial(SYMBOLIC[primitive], **params))(*map(spec_of, avals))
-        known[key] = rewrite_equations(closed, _for_xla)
+        known[key] = rewrite_equations(without_flags(closed), _for_xla)
     return known[key]
+
+
+def plain_program(
+    primitive: Primitive, avals: Sequence[Any], params: dict[str, Any]
+) -> ClosedJaxpr:
+    """JAX's own equations for a symbolic derivative: no rule of mixflow's, at any depth.
+
+    Arguments:
+        primitive: one of `SYMBOLIC`.
+        avals: of the operands.
+        params: the equation's parameters.
+    """
+    function: Differentiand = params["function"]
+    key = "plain", primitive, params.get("with_value"), params.get("perturbed"), tuple(avals)
+    if key not in function.spelled:
+        jaxpr = rewrite_equations(function.jaxpr, _as_jit)
+        plain = replace(function, jaxpr=jaxpr, chosen=Rule.PLAIN)
+        call = partial(SYMBOLIC[primitive], **{**params, "function": plain})
+        function.spelled[key] = jax.make_jaxpr(call)(*map(spec_of, avals))
+    return function.spelled[key]
+
+
+def _as_jit(eqn: Any) -> list[Any]:
+    """A symbolic derivative as a jit of JAX's own equations."""
+    if eqn.primitive not in SYMBOLIC:
+        return [eqn]
+    closed = plain_program(eqn.primitive, [atom.aval for atom in eqn.invars], eqn.params)
+    traced = jax.make_jaxpr(jax.jit(jaxpr_as_fun(closed)))(*map(spec_of, closed.in_avals))
+    (made,) = traced.jaxpr.eqns
+    return [made.replace(invars=eqn.invars, outvars=eqn.outvars)]
 
 
 def _for_xla(eqn: Any) -> list[Any]:

@@ -12,6 +12,7 @@ from mixflow.passes.forward_over_reverse import ForwardOverReverse
 from mixflow.passes.fuse_value_and_pullback import FuseValueAndPullback
 from mixflow.passes.keep_first_products import KeepFirstProducts
 from mixflow.passes.peel_inactive_step import PeelInactiveStep
+from mixflow.passes.reverse_over_forward import ReverseOverForward
 from mixflow.passes.save_inner_gradients import SaveInnerGradients
 from mixflow.passes.segment_loss import SegmentLoss
 
@@ -24,6 +25,7 @@ PASSES: dict[str, type[ModulePass]] = {
         FuseValueAndPullback,
         PeelInactiveStep,
         ForwardOverReverse,
+        ReverseOverForward,
         CheckpointInnerLoop,
         SaveInnerGradients,
         KeepFirstProducts,
@@ -39,8 +41,8 @@ OF_XDSL = {
 
 DEFAULT_PIPELINE = (
     "canonicalize,cse,fuse-value-and-pullback,canonicalize,"
-    "peel-inactive-step,forward-over-reverse,checkpoint-inner-loop,save-inner-gradients,"
-    "keep-first-products,segment-loss"
+    "peel-inactive-step,forward-over-reverse,reverse-over-forward,checkpoint-inner-loop,"
+    "save-inner-gradients,keep-first-products,segment-loss"
 )
 """The rewrites in the order that they need. What a program gets is the planner's choice."""
 

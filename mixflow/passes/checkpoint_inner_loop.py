@@ -15,6 +15,7 @@ from xdsl.pattern_rewriter import (
     RewritePattern,
     op_type_rewrite_pattern,
 )
+from xdsl.traits import is_side_effect_free
 
 from mixflow.compiler.analysis.activity import find_activity
 from mixflow.compiler.dialects.jaxpr import CheckpointOp, ScanOp, YieldOp
@@ -83,6 +84,9 @@ class CheckpointBody(RewritePattern):
             declined(op, name, "the step is in a jax.checkpoint of yours already")
         elif op.info.effects:
             declined(op, name, "the step has effects, which must not happen twice")
+        elif not is_side_effect_free(op):
+            why = "a custom rule in the step has effects, which must not happen twice"
+            declined(op, name, why)
         else:
             self._checkpoint(op, rewriter)
             return

@@ -1,4 +1,4 @@
-"""Reverse over reverse becomes forward over reverse: active pullbacks are self-adjoint."""
+"""Reverse over reverse becomes forward over reverse: active pullbacks get the symmetric rule."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TypeGuard
 
 from xdsl.context import Context
-from xdsl.dialects.builtin import ModuleOp, UnitAttr
+from xdsl.dialects.builtin import ModuleOp, StringAttr
 from xdsl.ir import Operation
 from xdsl.passes import ModulePass
 from xdsl.pattern_rewriter import (
@@ -16,11 +16,13 @@ from xdsl.pattern_rewriter import (
     op_type_rewrite_pattern,
 )
 
-from mixflow.compiler.analysis.activity import find_activity
+from mixflow.compiler.analysis.activity import Activity, find_activity
 from mixflow.compiler.dialects.jaxpr import CheckpointOp
 from mixflow.compiler.dialects.mixflow import VjpOp
 from mixflow.compiler.dialects.remarks import declined, has_remark, rewrote
+from mixflow.compiler.differentiand import Rule
 from mixflow.compiler.emitter import main_function
+from mixflow.passes.outer_terms import take_out
 
 WHAT = "the pullback of this gradient is taken as its pushforward (forward over reverse)"
 
@@ -35,26 +37,44 @@ def has_policy(op: Operation) -> TypeGuard[CheckpointOp]:
     return op.equation.data.params.get("policy") is not None
 
 
+def mark(op: VjpOp, rule: Rule, name: str, what: str) -> None:
+    """Give a pullback a rule, and say so. No rule consults the policies of checkpoints in it."""
+    op.rule = StringAttr(rule.value)
+    rewrote(op, name, what)
+    for checkpoint in filter(has_policy, op.body.walk()):
+        declined(op, name, f"{POLICY} ({checkpoint.source})")
+
+
 @dataclass
-class MarkSelfAdjoint(RewritePattern):
+class MarkSymmetric(RewritePattern):
     """Mark a pullback that is differentiated again, where its function is a true gradient's."""
 
-    active: set[VjpOp]
+    activity: Activity
 
     @op_type_rewrite_pattern
     def match_and_rewrite(self, op: VjpOp, rewriter: PatternRewriter) -> None:
         name = ForwardOverReverse.name
-        if op not in self.active or op.self_adjoint is not None or has_remark(op, name):
+        if op not in self.activity.pullbacks or op.rule is not None or has_remark(op, name):
             return
-        if op.differentiand.symmetric:
-            op.self_adjoint = UnitAttr()
-            rewrote(op, name, WHAT)
-            for checkpoint in filter(has_policy, op.body.walk()):
-                declined(op, name, f"{POLICY} ({checkpoint.source})")
-        for suspect in op.differentiand.suspects:
+        soundness = op.differentiand.soundness
+        active = [operand in self.activity.values for operand in op.operands[: op.point_stop]]
+        aux = self._reads_aux(op)
+        suspects = soundness.suspects or soundness.singular([False] * len(active), aux=aux)
+        if not suspects and soundness.singular(active, aux=False):
+            split = take_out(op, active, rewriter)
+            suspects = soundness.singular(active, aux=False) if split is None else ()
+            op = split or op
+        if not suspects:
+            mark(op, Rule.SYMMETRIC, name, WHAT)
+        for suspect in suspects:
             declined(op, name, str(suspect))
-        if has_remark(op, name):
-            rewriter.notify_op_modified(op)
+        rewriter.notify_op_modified(op)
+
+    def _reads_aux(self, op: VjpOp) -> bool:
+        """Whether the outer differentiation reaches an output that has no cotangent."""
+        outputs = op.results if op.with_value is not None else ()
+        pairs = zip(outputs, op.differentiand.carries, strict=False)
+        return any(output in self.activity.values for output, carries in pairs if not carries)
 
 
 @dataclass(frozen=True)
@@ -67,5 +87,5 @@ class ForwardOverReverse(ModulePass):
     name = "forward-over-reverse"
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
-        active = find_activity(main_function(op)).pullbacks
-        PatternRewriteWalker(MarkSelfAdjoint(active)).rewrite_module(op)
+        pattern = MarkSymmetric(find_activity(main_function(op)))
+        PatternRewriteWalker(pattern, apply_recursively=False).rewrite_module(op)

@@ -66,8 +66,8 @@ class FirstProduct:
 
 
 def first_products(op: VjpOp) -> Iterator[FirstProduct]:
-    """The first products of a self-adjoint gradient that devices exchange something for."""
-    if op.self_adjoint is None:
+    """The first products of a rewritten gradient that devices exchange something for."""
+    if op.rule is None:
         return
     for inner in op.body.block.ops:
         if isinstance(inner, LeafOp) and inner.info.primitive is primitives.dot_general_p:

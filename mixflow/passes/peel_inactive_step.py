@@ -19,6 +19,7 @@ from xdsl.pattern_rewriter import (
     op_type_rewrite_pattern,
 )
 from xdsl.rewriter import InsertPoint
+from xdsl.traits import is_side_effect_free
 
 from mixflow.compiler.analysis.activity import active_in_first_step, find_activity
 from mixflow.compiler.building import build_before
@@ -53,7 +54,7 @@ def is_peelable(op: ScanOp) -> bool:
 
     A `jax.checkpoint` of the user's may rely on being in a loop, and keeps the step there.
     """
-    if not isinstance(op.params["length"], int) or op.length < 1 or op.info.effects:
+    if not isinstance(op.params["length"], int) or op.length < 1 or not is_side_effect_free(op):
         return False
     return is_inner_loop(op) and not any(isinstance(one, CheckpointOp) for one in op.walk())
 

@@ -33,12 +33,12 @@ UNREAD = "the backward pass of {} does not read it: there is nothing to save"
 
 
 def gradients_of_step(region: Region) -> Iterator[VjpOp]:
-    """The self-adjoint gradients that a step takes once: not those in a loop of its own.
+    """The rewritten gradients that a step takes once: not those in a loop of its own.
 
-    One that is not self-adjoint has its forward pass run again for the residuals in any case.
+    One that is not rewritten has its forward pass run again for the residuals in any case.
     """
     for op in region.block.ops:
-        if isinstance(op, VjpOp) and op.self_adjoint is not None:
+        if isinstance(op, VjpOp) and op.rule is not None:
             yield op
         elif isinstance(op, JitOp):
             yield from gradients_of_step(op.regions[0])

@@ -16,6 +16,7 @@ from xdsl.pattern_rewriter import PatternRewriter
 from mixflow.compiler.analysis.activity import Activity, find_activity
 from mixflow.compiler.analysis.chains import Line, is_pinned, line_of
 from mixflow.compiler.analysis.residuals import residual_bytes, total_size
+from mixflow.compiler.analysis.sizes import number_of
 from mixflow.compiler.dialects.jaxpr import (
     CheckpointOp,
     ConstantOp,
@@ -125,7 +126,7 @@ class SegmentLoss(ModulePass):
     def _checkpoint_layers(self, op: ScanOp, order: int, activity: Activity) -> None:
         """The body of a loop over layers keeps its inputs, and is cut like any other block."""
         body = op.regions[0].block
-        if order * op.length * residual_bytes(body, activity.values) <= self.slack:
+        if order * number_of(op.length) * residual_bytes(body, activity.values) <= self.slack:
             return
         self._segment(Target(op, body, order), activity)
         checkpoint_body(body).made_by = StringAttr(self.name)

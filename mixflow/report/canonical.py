@@ -81,7 +81,7 @@ def _parameter(equation: Equation, name: str) -> Any:
 
 def function_text(function: Differentiand, body: str = "") -> str:
     """The text of what is differentiated, its body given apart."""
-    facts = (function.num_consts, function.carries, function.symmetric, function.custom)
+    facts = (function.num_consts, function.carries, function.chosen, function.custom)
     return f"function {canonical(facts)} {body}"
 
 

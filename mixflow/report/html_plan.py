@@ -121,10 +121,13 @@ def _step(op: CheckpointOp) -> str:
     return "run of steps" if isinstance(op.body.block.first_op, ScanOp) else "step"
 
 
+_MODES = {"symmetric": "forward over reverse", "transposed": "reverse over forward"}
+
+
 def _pullback(op: VjpOp) -> tuple[str, str, tuple[str, ...]]:
     title = "value and gradient" if op.with_value else "gradient"
     is_inner = any(isinstance(one, (ScanOp, CheckpointOp, VjpOp)) for one in _around(op))
-    mode = ("self-adjoint: forward over reverse",) if op.self_adjoint else ()
+    mode = (_MODES[op.rule.data],) if op.rule else ()
     return "pullback", f"inner {title}" if is_inner else f"outer {title}", mode
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,9 +13,11 @@ from xdsl.dialects.builtin import ModuleOp
 from mixflow.compiler.dialects.remarks import Remark
 from mixflow.report.sides import compile_sides
 from mixflow.report.text import render_markdown, render_text
+from mixflow.runtime.arguments import Arguments
 from mixflow.runtime.function import CompiledFunction
 from mixflow.runtime.measure import Measurement, Program, concrete, copied, measure
-from mixflow.runtime.verify import Verified, nudge, verify_results
+from mixflow.runtime.noise import MovedRoundings
+from mixflow.runtime.verify import Verified, verify_results
 
 CHECKPOINTED_STEP = "canonicalize,cse,fuse-value-and-pullback,checkpoint-inner-loop"
 """The baseline beside plain JAX: `jax.checkpoint` around the inner step, nothing else."""
@@ -169,12 +172,15 @@ def _checkpointed(
     return measure(function, args, kwargs, run=run, static=static).measurement
 
 
-def _verify(plain: Any, optimised: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Verified:
-    args, kwargs = concrete((args, kwargs))
+def _verify(
+    plain: Any, optimised: CompiledFunction, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Verified:
+    arguments = Arguments(optimised.fun, optimised.options.static)
+    call = arguments.mapped(concrete, args, kwargs)
 
-    def run(program: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        own_args, own_kwargs = copied((args, kwargs))  # the program may take them by donation
+    def run(program: Any) -> Any:
+        own_args, own_kwargs = arguments.mapped(copied, *call)  # it may take them by donation
         return program(*own_args, **own_kwargs)
 
-    result, expected = run(optimised, args, kwargs), run(plain, args, kwargs)
-    return verify_results(result, expected, run(plain, nudge(args), nudge(kwargs)))
+    moved = MovedRoundings(optimised.fun, optimised.options.static)
+    return verify_results(run(optimised), run(plain), partial(moved, *call))

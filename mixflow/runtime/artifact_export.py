@@ -15,13 +15,13 @@ from jax.tree_util import keystr, tree_flatten_with_path
 
 from mixflow.compiler import jax_compat
 from mixflow.compiler.analysis.effects import callback_name
-from mixflow.compiler.analysis.soundness import nested_jaxprs
+from mixflow.compiler.analysis.subprograms import nested_jaxprs
 from mixflow.errors import InputError
+from mixflow.runtime.arguments import Arguments
 from mixflow.runtime.artifact_leaf import Leaf
 from mixflow.runtime.entries import repeated_name
 from mixflow.runtime.function import CompiledFunction
 from mixflow.runtime.manifest import Signature
-from mixflow.runtime.measure import without_static
 
 _PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
@@ -153,7 +153,7 @@ def _with_unique_names(leaves: list[Leaf]) -> tuple[Leaf, ...]:
 def _parameters(function: CompiledFunction, args: tuple[Any, ...]) -> tuple[str, ...]:
     """The names of the parameters that are not static, as JAX names them."""
     names = tuple(_names(function.fun, len(args)))
-    return without_static(function.fun, names, {}, function.options.static)[0]
+    return Arguments(function.fun, function.options.static).traced(names, {})[0]
 
 
 def _names(fun: Callable[..., Any], count: int) -> Iterator[str]:

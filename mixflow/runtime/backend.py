@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import jax
 
+from mixflow.compiler.barrier_lowering import MERGES_RUNS
 from mixflow.compiler.device import Device, device_of
 
 # JAX 0.10 on CPU undoes jax.checkpoint in straight-line code: XLA merges the recomputation with
 # the original once the barriers between them are gone. Where they stay, small loops must not be
 # turned into one kernel, which cannot hold a barrier. JAX 0.12 needs nothing.
 _KEEP_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander,small-while-loop-hoisting"}
-_FIXED_IN = (0, 11)
 
 
 def compiler_options(backend: str | None = None) -> dict[str, str | bool]:
@@ -44,5 +44,4 @@ def planning_device(*, options_are_ours: bool) -> Device:
 
 
 def _undoes_checkpoints(platform: str) -> bool:
-    version = tuple(int(part) for part in jax.__version__.split(".")[:2])
-    return platform == "cpu" and version < _FIXED_IN
+    return platform == "cpu" and MERGES_RUNS

@@ -14,9 +14,10 @@ from typing import Any, Literal
 
 import jax
 
+from mixflow.runtime.arguments import Arguments
 from mixflow.runtime.entries import load_entries
 from mixflow.runtime.function import CompiledFunction
-from mixflow.runtime.measure import concrete, copied, without_static
+from mixflow.runtime.measure import concrete, copied
 from mixflow.runtime.profile import peak_of
 from mixflow.runtime.side_by_side import forget_peak, peak_bytes, print_answer
 from mixflow.runtime.target import measured_target
@@ -110,8 +111,8 @@ def _lower(which: Which, entry: CompiledFunction, *, as_written: bool) -> _Lower
     start = time.perf_counter()
     lowered = jitted.trace(*args).lower()
     seconds = time.perf_counter() - start
-    dynamic, _ = without_static(target, args, {}, options.static)
-    return _Lowered(words, lowered, seconds, dynamic)
+    traced, _ = Arguments(target, options.static).traced(args, {})
+    return _Lowered(words, lowered, seconds, traced)
 
 
 def _run(compiled: Any, args: tuple[Any, ...], runs: int) -> dict[str, Any]:

@@ -19,13 +19,15 @@ from mixflow.compiler.meshes import on_hidden_meshes
 from mixflow.compiler.pipeline import Optimised, import_only, optimise, parse_passes
 from mixflow.compiler.recording import current_recording
 from mixflow.errors import BudgetError, InputError
+from mixflow.runtime.arguments import Arguments
 from mixflow.runtime.backend import compiler_options
 from mixflow.runtime.budget import budget_bytes, format_bytes
-from mixflow.runtime.measure import total_bytes
+from mixflow.runtime.measure import copied, total_bytes
+from mixflow.runtime.noise import MovedRoundings
 from mixflow.runtime.options import Options
-from mixflow.runtime.planning import Chooser, Use
+from mixflow.runtime.planning import Chooser, Use, has_open_sizes
 from mixflow.runtime.staged import Kinds, Staged
-from mixflow.runtime.verify import nudge, verify_results
+from mixflow.runtime.verify import verify_results
 
 if TYPE_CHECKING:
     from mixflow.report.report import Report
@@ -43,9 +45,12 @@ class CompiledFunction:
         self._budget = budget_bytes(options.memory_budget)
         self._chooser = Chooser(self.__name__, self._budget, options.static)
         self._kinds = Kinds(fun, options.static)
+        self._arguments = Arguments(fun, options.static)
         self._tops: dict[Use, Any] = {}
         self._fitted: dict[Any, Any] = {}
         self._example: Callable[[], Any] | None = None
+        self._donates = any(name.startswith("donate") for name in options.jit)
+        self._moved_roundings = MovedRoundings(fun, options.static)
         # The jit inside other traces: compiler options belong to the outermost one.
         nested = self._staged(self._pipeline, Use(differentiated=True))
         self._nested = jax.jit(nested, **options.jit)
@@ -54,10 +59,12 @@ class CompiledFunction:
         config: Any = jax.config
         if config.jax_disable_jit:
             return self._fun(*args, **kwargs)
-        if current_recording() is not None:
-            # Part of a larger program, which is optimised as a whole.
+        watched = jax_compat.interpreter_around()
+        if watched or current_recording() is not None:
+            # Part of a larger program, which is optimised as a whole; or of one whose equations
+            # are looked at one by one, those too that a pass would drop: a NaN in dead code.
             return jax.jit(self._fun, **self._options.jit)(*args, **kwargs)
-        leaves = tree_leaves((args, kwargs))
+        leaves = tree_leaves(self._arguments.traced(args, kwargs))
         if jax_compat.is_tracing() or any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
             return self._nested(*args, **kwargs)
         if self._options.verify:
@@ -75,10 +82,15 @@ class CompiledFunction:
 
         Made late: asking for the backend starts it.
         """
-        use = Use.of(args, kwargs) if self._pipeline is None else Use()
+        use = self._use(args, kwargs) if self._pipeline is None else Use()
         if use not in self._tops:
             self._tops[use] = self._jit(self._pipeline, use)
         return self._tops[use]
+
+    def _use(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], *, differentiated: bool = False
+    ) -> Use:
+        return Use.of(*self._arguments.traced(args, kwargs), differentiated=differentiated)
 
     def _jit(self, pipeline: PassPipeline | None, use: Use) -> Any:
         """A jit for calls from outside, by a pipeline, or by the planner's where that is None."""
@@ -87,9 +99,12 @@ class CompiledFunction:
         return jax.jit(staged, compiler_options=needed or None, **self._options.jit)
 
     def _jitted(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The jit for these arguments: one for all, unless XLA is asked about each one's plan."""
+        """The jit for these arguments: one for all, unless XLA is asked about each one's plan.
+
+        XLA compiles nothing of open sizes: where there are any, estimates have the last word.
+        """
         asks = self._budget is not None or self._options.autotune
-        if not asks:
+        if not asks or has_open_sizes(self._arguments.traced(args, kwargs)):
             return self._top(args, kwargs)
         key = self._kinds.of(args, kwargs)
         if key not in self._fitted:
@@ -99,7 +114,7 @@ class CompiledFunction:
     def _fit(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._pipeline is not None:
             return self._checked(self._top(args, kwargs), args, kwargs)
-        captured, use = self._captured(args, kwargs), Use.of(args, kwargs)
+        captured, use = self._captured(args, kwargs), self._use(args, kwargs)
         jits: dict[str, Any] = {}
 
         def jit(passes: str) -> Any:
@@ -198,8 +213,10 @@ class CompiledFunction:
             An `Optimised`: the plan, what was rewritten, what was declined, and the IR.
         """
         args = args or self.examples or ()
-        use = Use.of(args, kwargs, differentiated=differentiated)
-        return self._optimised(self._captured(args, kwargs), self._pipeline, use)
+        captured = self._captured(args, kwargs)
+        use = self._use(args, kwargs, differentiated=differentiated)
+        traced, _ = self._arguments.traced(args, kwargs)
+        return self._optimised(captured, self._pipeline, use.of_result(captured, traced))
 
     def ir(
         self, *args: Any, before: bool = False, differentiated: bool = False, **kwargs: Any
@@ -246,9 +263,13 @@ class CompiledFunction:
     def _staged(self, pipeline: PassPipeline | None, use: Use) -> Callable[..., Any]:
         @functools.wraps(self._fun, updated=())
         def staged(*args: Any, **kwargs: Any) -> Any:
-            call = Staged.of(self._fun, args, kwargs)
+            if jax_compat.checks_keys():
+                # A pass would drop a second use of a key that is dead or equal to the first.
+                return self._fun(*args, **kwargs)
+            call = Staged.of(self._fun, self._arguments, args, kwargs)
             captured = call.capture(self._options)
-            program = self._optimised(captured, pipeline, use).jaxpr
+            traced, _ = self._arguments.traced(args, kwargs)
+            program = self._optimised(captured, pipeline, use.of_result(captured, traced)).jaxpr
             results = jax.core.eval_jaxpr(program.jaxpr, program.consts, *call.arrays)
             return tree_unflatten(captured.out_tree, on_hidden_meshes(program, results))
 
@@ -260,18 +281,17 @@ class CompiledFunction:
 
         @functools.wraps(self._fun, updated=())
         def stage(*args: Any, **kwargs: Any) -> Any:
-            call = Staged.of(self._fun, args, kwargs)
+            call = Staged.of(self._fun, self._arguments, args, kwargs)
             found.append(call.capture(self._options))
 
         jax.jit(stage, **self._options.static).trace(*args, **kwargs)
         return found[-1]
 
     def _verified(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        original = jax.jit(self._fun, **self._options.static)
-        expected = original(*args, **kwargs)
-        nudged = original(*nudge(args), **nudge(kwargs))
-        result = self._jitted(args, kwargs)(
-            *args, **kwargs
-        )  # last: it may take its arguments by donation
-        verify_results(result, expected, nudged)
+        expected = jax.jit(self._fun, **self._options.static)(*args, **kwargs)
+        mapped = self._arguments.mapped
+        kept = mapped(copied, args, kwargs) if self._donates else (args, kwargs)
+        result = self._jitted(args, kwargs)(*args, **kwargs)
+        noise = functools.partial(self._moved_roundings, *kept)
+        verify_results(result, expected, noise)
         return result

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import itertools
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -11,12 +9,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import jax
-import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import tree_map
 
 from mixflow.compiler.analysis.costs import program_cost
+from mixflow.runtime.arguments import Arguments
 
 _RUNS = 3
 
@@ -87,7 +85,8 @@ def measure(
     cost = program_cost(traced.jaxpr)
     run_s = None
     if run:
-        run_s = _median_run(compiled, *concrete(without_static(jitted, args, kwargs, static or {})))
+        traced_args = Arguments(jitted, static or {}).traced(args, kwargs)
+        run_s = _median_run(compiled, *concrete(traced_args))
     temp = memory.temp_size_in_bytes
     return Program(
         lowered,
@@ -105,32 +104,6 @@ def total_bytes(compiled: jax.stages.Compiled) -> int:
         + memory.temp_size_in_bytes
         - memory.alias_size_in_bytes
     )
-
-
-def without_static(
-    fun: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    static: Mapping[str, Any],
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments without the static ones: a compiled program takes no others.
-
-    Arguments:
-        fun: the function; its signature says which names are at which places.
-        args, kwargs: anything.
-        static: the jit options that say what is static.
-    """
-    traced: list[tuple[list[bool], dict[str, bool]]] = []
-
-    @functools.wraps(fun, updated=())
-    def note(*args: Any, **kwargs: Any) -> None:
-        names = {name: isinstance(arg, jax.core.Tracer) for name, arg in kwargs.items()}
-        traced.append(([isinstance(arg, jax.core.Tracer) for arg in args], names))
-
-    # JAX decides, and it may have any value in their place: integers can be static or not.
-    jax.jit(note, **static).trace(*(0 for _ in args), **dict.fromkeys(kwargs, 0))
-    places, names = traced[-1]
-    return tuple(itertools.compress(args, places)), {n: kwargs[n] for n in kwargs if names[n]}
 
 
 def _median_run(

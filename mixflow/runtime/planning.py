@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
-from jax.tree_util import tree_leaves
+from jax.tree_util import tree_leaves, tree_unflatten
 
-from mixflow.compiler.analysis.soundness import nested_jaxprs
+from mixflow.compiler.analysis.sizes import OPEN_SIZE
+from mixflow.compiler.analysis.subprograms import nested_jaxprs
 from mixflow.compiler.capture import Captured
-from mixflow.compiler.dialects.remarks import Remark
+from mixflow.compiler.dialects.remarks import DECLINED, Remark
 from mixflow.compiler.pipeline import Optimised, optimise, parse_passes
 from mixflow.compiler.plan import Candidate, balanced
 from mixflow.compiler.planner import Planner
@@ -19,8 +20,16 @@ from mixflow.errors import BudgetError
 from mixflow.runtime.backend import planning_device
 from mixflow.runtime.budget import format_bytes
 from mixflow.runtime.measure import Measurement, measure, total_bytes
+from mixflow.runtime.target import is_meta_loss
 
 _MOST_RUNS = 5
+_UNCONFIRMED = Remark(
+    "plan",
+    DECLINED,
+    "sizes are left open, of which XLA compiles nothing: that the plan is within the budget is an "
+    f"estimate with {OPEN_SIZE} in the place of each symbol",
+    "<unknown>",
+)
 
 Jit = Callable[[str], Any]
 """Makes a jitted function of the program by a pipeline's text."""
@@ -46,19 +55,33 @@ class Use:
     Arguments:
         differentiated: whether somebody may differentiate it from outside.
         several: whether its arguments are known to be in parts on several devices.
+        loss: whether it is a meta-loss by the types that it returns. One that is differentiated
+            from outside is planned for its gradient.
     """
 
     differentiated: bool = False
     several: bool = False
+    loss: bool = False
 
     @staticmethod
     def of(args: tuple[Any, ...], kwargs: dict[str, Any], *, differentiated: bool = False) -> Use:
-        """The use with some arguments, arrays or `jax.ShapeDtypeStruct`."""
+        """The use with some traced arguments, arrays or `jax.ShapeDtypeStruct`."""
         if jax.device_count() == 1:
             return Use(differentiated)
         shardings = (getattr(leaf, "sharding", None) for leaf in tree_leaves((args, kwargs)))
         parts = (one is not None and not one.is_fully_replicated for one in shardings)
         return Use(differentiated, any(parts))
+
+    def of_result(self, captured: Captured, args: tuple[Any, ...]) -> Use:
+        """The same use, knowing what the program returns for these arguments."""
+        result = tree_unflatten(captured.out_tree, captured.jaxpr.out_avals)
+        return replace(self, loss=is_meta_loss(result, args))
+
+
+def has_open_sizes(args: Any) -> bool:
+    """Whether `jax.export` has left a size of the arguments open, arrays or shapes in a pytree."""
+    shapes = (getattr(leaf, "shape", ()) for leaf in tree_leaves(args))
+    return any(jax.export.is_symbolic_dim(size) for shape in shapes for size in shape)
 
 
 class Chooser:
@@ -85,7 +108,7 @@ class Chooser:
         else:
             planner = _planner(captured, use)
             best = planner.best(self._budget)[0]
-            self._choose(key, planner, best)
+            self._choose(captured, use, planner, best)
             result = best.optimised
         chosen = self._found[key]
         declines = (*result.declines, *chosen.declines)
@@ -113,7 +136,7 @@ class Chooser:
         for candidate in planner.best(budget):
             needed.append(measured(candidate))
             if needed[-1] <= self._budget:
-                self._choose(_key(captured, use), planner, candidate)
+                self._choose(captured, use, planner, candidate)
                 return
         raise over_budget(self._name, self._budget, min(needed))
 
@@ -141,7 +164,7 @@ class Chooser:
                 self._name, self._budget or 0, min(run[0].total_bytes for run in runs)
             )
         best = within[self._best([run[0] for run in within])][1]
-        self._choose(_key(captured, use), planner, best)
+        self._choose(captured, use, planner, best)
 
     def _best(self, runs: list[Measurement]) -> int:
         figures = [(float(run.total_bytes), run.run_s or 0.0) for run in runs]
@@ -149,8 +172,11 @@ class Chooser:
             return balanced(figures)
         return min(range(len(runs)), key=lambda place: figures[place][1])
 
-    def _choose(self, key: Any, planner: Planner, candidate: Candidate) -> None:
-        self._found[key] = Chosen(candidate.plan.passes, planner.declines(candidate))
+    def _choose(self, captured: Captured, use: Use, planner: Planner, candidate: Candidate) -> None:
+        declines = planner.declines(candidate)
+        if self._budget is not None and has_open_sizes(captured.jaxpr.in_avals):
+            declines = (*declines, _UNCONFIRMED)
+        self._found[_key(captured, use)] = Chosen(candidate.plan.passes, declines)
 
 
 def over_budget(name: str, budget: int, least: int) -> BudgetError:
@@ -166,7 +192,13 @@ def _planner(captured: Captured, use: Use) -> Planner:
     device = planning_device(options_are_ours=not use.differentiated)
     # On an explicit mesh types say it, to whoever calls.
     several = use.several or any(map(_is_in_parts, captured.jaxpr.in_avals))
-    return Planner(captured, differentiated=use.differentiated, device=device, several=several)
+    return Planner(
+        captured,
+        differentiated=use.differentiated,
+        device=device,
+        several=several,
+        loss=use.loss,
+    )
 
 
 def _is_in_parts(aval: Any) -> bool:

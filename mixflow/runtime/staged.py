@@ -1,4 +1,4 @@
-"""A call of a compiled function: its arrays, and everything else in its place."""
+"""A call of a compiled function: its arrays, and its static arguments as they are."""
 
 from __future__ import annotations
 
@@ -8,31 +8,33 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.core
 from jax.tree_util import tree_flatten, tree_leaves, tree_unflatten
 
 from mixflow.compiler.capture import Captured, capture
-from mixflow.compiler.differentiand import merge, partition
+from mixflow.runtime.arguments import Arguments
 from mixflow.runtime.options import Options
 
 
 @dataclass(frozen=True)
 class Staged:
-    """A call taken apart: the arrays, and everything else in its place."""
+    """A call taken apart: the arrays, and the static arguments as they are."""
 
     fun: Callable[..., Any]
-    leaves: list[Any]
+    arguments: Arguments
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    arrays: list[Any]
     tree: Any
-    dynamic: list[bool]
 
     @staticmethod
-    def of(fun: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Staged:
-        leaves, tree = tree_flatten((args, kwargs))
-        return Staged(fun, leaves, tree, [isinstance(leaf, jax.core.Tracer) for leaf in leaves])
-
-    @property
-    def arrays(self) -> list[Any]:
-        return partition(self.dynamic, self.leaves)[0]
+    def of(
+        fun: Callable[..., Any],
+        arguments: Arguments,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Staged:
+        """Take apart a call that `jax.jit` traces."""
+        return Staged(fun, arguments, args, kwargs, *tree_flatten(arguments.traced(args, kwargs)))
 
     def capture(self, options: Options) -> Captured:
         """Trace the call under mixflow."""
@@ -40,8 +42,8 @@ class Staged:
 
     def flat(self, *arrays: Any) -> Any:
         """The function of the arrays alone."""
-        fixed = partition(self.dynamic, self.leaves)[1]
-        args, kwargs = tree_unflatten(self.tree, merge(self.dynamic, arrays, fixed))
+        traced = tree_unflatten(self.tree, arrays)
+        args, kwargs = self.arguments.with_traced(traced, self.args, self.kwargs)
         return self.fun(*args, **kwargs)
 
 
@@ -65,8 +67,10 @@ class Kinds:
             return Kind()
 
         self._jit: Any = jax.jit(kind, **static)
+        self._arguments = Arguments(fun, static)
 
     def of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A key that is equal for calls that share a compiled program."""
-        shardings = [getattr(leaf, "sharding", None) for leaf in tree_leaves((args, kwargs))]
+        leaves = tree_leaves(self._arguments.traced(args, kwargs))
+        shardings = [getattr(leaf, "sharding", None) for leaf in leaves]
         return self._jit.eval_shape(*args, **kwargs), tuple(shardings)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.tree_util import tree_flatten, tree_leaves, tree_unflatten
 
 from mixflow.compiler.differentiand import is_inexact, merge, partition
+from mixflow.runtime.arguments import Arguments
 
 
 def measured_target(
@@ -32,17 +33,28 @@ def measured_target(
     """
     static = {name: value for name, value in jit.items() if name.startswith("static_")}
     result = jax.jit(fun, **static).eval_shape(*args, **kwargs)
-    if not args or not any(is_inexact(jax.typeof(leaf)) for leaf in tree_leaves(args[0])):
+    if not args or not Arguments(fun, static).is_traced(0, args, kwargs):
         return fun, "as written"
+    if not any(is_inexact(jax.typeof(leaf)) for leaf in tree_leaves(args[0])):
+        return fun, "as written"
+    if not is_meta_loss(result, args):
+        return fun, "as written"
+    has_aux = isinstance(result, tuple)
+    return _meta_gradient(fun, has_aux=has_aux), "value_and_grad in the first argument"
+
+
+def is_meta_loss(result: Any, args: tuple[Any, ...]) -> bool:
+    """Whether a function of these arguments is a meta-loss, by the types that it returns.
+
+    Arguments:
+        result: what it returns, in arrays or abstract values.
+        args: its positional arguments, the same.
+    """
     match result:
         case (value, other) if isinstance(result, tuple) and _is_real_scalar(value):
-            if _is_like(other, args[0]):
-                return fun, "as written"
-            return _meta_gradient(fun, has_aux=True), "value_and_grad in the first argument"
-        case _ if _is_real_scalar(result):
-            return _meta_gradient(fun, has_aux=False), "value_and_grad in the first argument"
+            return not (args and _is_like(other, args[0]))
         case _:
-            return fun, "as written"
+            return _is_real_scalar(result)
 
 
 def _is_real_scalar(result: Any) -> bool:

@@ -9,11 +9,13 @@ from typing import Any
 
 import jax
 import pytest
-from support import assert_close
+from support import assert_close, once
 
 from benchmarks import expert
 from benchmarks.expert import Annotations
 from benchmarks.reference import TASKS, Size, arguments, meta_loss
+
+pytestmark = once
 
 TINY = Size(steps=2, layers=1, width=8, heads=2, tokens=8, batch=2, vocabulary=16)
 

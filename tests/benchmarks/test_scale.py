@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import pytest
 from click.testing import CliRunner
-from support import assert_close
+from support import assert_close, once
 
 import mixflow
 from benchmarks.__main__ import main
@@ -49,6 +49,7 @@ def test_models_grow() -> None:
     assert sum(leaf.size for leaf in leaves) == MODELS["gpu"][0].parameters
 
 
+@once
 def test_what_a_size_needs() -> None:
     model = replace(TINY, layers=1)
     found = {

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import pytest
 from click.testing import CliRunner
-from support import assert_close, in_double_precision
+from support import assert_close, in_double_precision, once
 
 from benchmarks.__main__ import main
 from benchmarks.zoo import command
@@ -103,6 +103,7 @@ def test_states_come_backwards_and_few_are_held(length: int) -> None:
     assert most <= most_held(length) <= 1 + 3 * len(f"{length:b}")
 
 
+@once
 @pytest.mark.parametrize("name", REPLAYED)
 def test_a_replay_is_plain_jax(name: str) -> None:
     model = command.EXAMPLES / f"{name}.py"

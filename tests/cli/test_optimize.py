@@ -76,8 +76,8 @@ def test_out_writes_every_file_whole(run: Any, tmp_path: Path) -> None:
         "report.md",
     ]
     assert json.loads((folder / "report.json").read_text())["entry"] == "meta_loss"
-    assert "self-adjoint" in (folder / "after.ir.txt").read_text()
-    assert "self-adjoint" not in (folder / "before.ir.txt").read_text()
+    assert "symmetric rule" in (folder / "after.ir.txt").read_text()
+    assert "symmetric rule" not in (folder / "before.ir.txt").read_text()
     assert "stablehlo" in (folder / "after.stablehlo.mlir").read_text()
 
 

@@ -8,13 +8,14 @@ from collections.abc import Iterator
 import pytest
 from pages import DOCS
 
-from mixflow.compiler.analysis.soundness import OPAQUE
+from mixflow.compiler.analysis.derivative_rules import OPAQUE
+from mixflow.compiler.analysis.replay import Replay
 from mixflow.passes.forward_over_reverse import POLICY
 from mixflow.passes.save_inner_gradients import UNREAD
 
 PACKAGE = DOCS.parent / "mixflow"
 CALLS = {"decline", "declined", "Decline", "UnsupportedProgram"}
-FUNCTIONS = {"_unsuitable", "_impure", "_reasons"}
+FUNCTIONS = {"_unsuitable", "_impure", "_looked_through", "_effects", "_reasons"}
 SHORTEST = 12
 """Shorter pieces of text are names of passes and such."""
 
@@ -49,7 +50,12 @@ def _reasons_in(module: ast.Module) -> Iterator[str]:
             yield from literals(node.value)
 
 
-CONSTANTS = (POLICY, *UNREAD.split("{}"), *OPAQUE.values())
+CONSTANTS = (
+    POLICY,
+    *UNREAD.split("{}"),
+    *OPAQUE.values(),
+    *(replay.value for replay in Replay),
+)
 REASONS = sorted({reason for reason in (*reasons(), *CONSTANTS) if len(reason) >= SHORTEST})
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import pytest
 from pages import blocks
+from support import once
 
 PAGES = (
     "quick-start.md",
@@ -30,6 +31,7 @@ def words(output: str) -> str:
     return _TABLE.sub(" ", _NUMBER.sub("0", _NEAR.sub("results agree", output))).strip()
 
 
+@once
 @pytest.mark.parametrize("page", PAGES)
 def test_the_blocks_run_and_print_what_the_page_shows(page: str) -> None:
     namespace: dict[str, Any] = {"__name__": page}

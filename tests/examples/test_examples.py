@@ -66,11 +66,13 @@ def test_it_is_when_differentiated_outside_too(example: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("example", ["data_weighting"], indirect=True)
-def test_data_weighting_needs_five_times_less_memory(example: ModuleType) -> None:
+def test_data_weighting_needs_several_times_less_memory(example: ModuleType) -> None:
     example.LENGTH = 96
     report = example.meta_loss.report()
     rewrites = {rewrite.by: rewrite.at for rewrite in report.rewrites}
     assert rewrites["forward-over-reverse"].startswith("examples/data_weighting.py:")
-    assert report.before.temp_bytes >= 5 * report.after.temp_bytes
+    # JAX 0.10 copies what passes a barrier: see mixflow/compiler/barrier_lowering.py.
+    times = 5 if jax.__version_info__ >= (0, 11) else 4
+    assert report.before.temp_bytes >= times * report.after.temp_bytes
     assert report.checkpointed is not None
     assert report.checkpointed.temp_bytes > report.after.temp_bytes

@@ -61,7 +61,7 @@ def test_every_section_says_what_there_is(report, page):
     for words in (
         *("meta_loss", "plain JAX, checkpointed step", report.plan, "GFLOP"),
         *("inner loop, 3 steps", "level of 3", "segment", "outer value and gradient"),
-        *("self-adjoint: forward over reverse", "saves its inner gradients"),
+        *("forward over reverse", "saves its inner gradients"),
         *("rewritten forward-over-reverse", "declined forward-over-reverse", "rounded"),
         *(f"shown_program.py:{GRADIENT_LINE}", " ".join(GRADIENT.split()), "func.func @main"),
     ):
@@ -150,8 +150,8 @@ def test_the_drawing_has_every_checkpoint_and_pullback(report):
     pullbacks = [op for op in ops if isinstance(op, VjpOp)]
     drawn = [part for part in parts if part.kind in ("step", "segment", "other")]
     assert len(drawn) == len(checkpoints) > 4
-    adjoint = [part for part in parts if any("self-adjoint" in note for note in part.notes)]
-    assert len(adjoint) == sum(op.self_adjoint is not None for op in pullbacks) > 0
+    adjoint = [part for part in parts if any("forward over reverse" in note for note in part.notes)]
+    assert len(adjoint) == sum(op.rule is not None for op in pullbacks) > 0
     assert sum(part.kind == "pullback" for part in parts) == len(pullbacks) > len(adjoint)
 
 

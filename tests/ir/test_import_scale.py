@@ -45,7 +45,7 @@ def test_two_thousand_equations_go_through_the_passes():
     assert optimised.module is not None
     ops = list(optimised.module.walk())
     assert sum(isinstance(op, LeafOp) for op in ops) == 2_001  # and the sum
-    assert [op.self_adjoint is not None for op in ops if isinstance(op, VjpOp)] == [True]
+    assert [op.rule is not None for op in ops if isinstance(op, VjpOp)] == [True]
     check_jaxpr(optimised.jaxpr.jaxpr)
 
 

@@ -161,7 +161,7 @@ def test_a_remark_survives_the_dropping_of_the_value():
     before = ir("fuse-value-and-pullback,forward-over-reverse", f, X)
     after = ir("fuse-value-and-pullback,forward-over-reverse,canonicalize", f, X)
     assert before.count("rewrote") == after.count("rewrote") == 1
-    assert "[self-adjoint]" in after
+    assert "[symmetric rule]" in after
 
 
 def test_dead_code_is_dropped_and_effects_are_not():

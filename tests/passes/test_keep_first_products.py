@@ -102,7 +102,7 @@ def test_the_product_stands_before_the_gradient_and_is_saved():
         CHECK: jaxpr.checkpoint saving mixflow.inner_gradient
         CHECK: %[[P:[0-9]*]] = jaxpr.eqn dot_general
         CHECK-NEXT: %[[KEPT:[0-9]*]] = mixflow.name "mixflow.inner_gradient"(%[[P]])
-        CHECK: mixflow.vjp [self-adjoint](%{{.*}}, %[[KEPT]], %{{.*}}<keep-first-products rewrote
+        CHECK: mixflow.vjp [symmetric rule](%{{.*}}, %[[KEPT]], %{{.*}}<keep-first-products rewrote
         CHECK: jaxpr.eqn tanh
         CHECK: jaxpr.eqn dot_general
         CHECK: jaxpr.eqn dot_general
@@ -164,7 +164,7 @@ def test_not_where_devices_multiply_what_they_have():
     assert_nothing_done(jax.grad(meta_loss_of(loss)), *arguments(None, "d"))
 
 
-def test_not_where_the_gradient_is_not_self_adjoint():
+def test_not_where_the_gradient_is_not_rewritten():
     without = BEFORE.replace("forward-over-reverse,", "")
     assert_nothing_done(jax.grad(meta_loss), *arguments("d"), before=without)
 

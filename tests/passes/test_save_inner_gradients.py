@@ -54,7 +54,7 @@ def test_the_gradient_of_a_step_is_named_and_saved():
         ir(f"{BEFORE},{NAME}", jax.grad(looped(learned)), X),
         """
         CHECK: jaxpr.checkpoint saving mixflow.inner_gradient
-        CHECK: %[[G:[0-9]*]] = mixflow.vjp [self-adjoint](%{{.*}}<save-inner-gradients rewrote
+        CHECK: %[[G:[0-9]*]] = mixflow.vjp [symmetric rule](%{{.*}}<save-inner-gradients rewrote
         CHECK: %[[NAMED:[0-9]*]] = mixflow.name "mixflow.inner_gradient"(%[[G]])
         CHECK: jaxpr.eqn mul(%{{[0-9]*}}, %[[NAMED]])
         CHECK-NOT: mixflow.name
@@ -77,7 +77,7 @@ def test_every_leaf_of_every_gradient_is_named():
 
 def test_the_uses_of_a_fused_value_stay():
     text = ir(f"{BEFORE},{NAME}", jax.grad(meta_loss), *meta_args())
-    assert text.count("[with value, self-adjoint]") == 1
+    assert text.count("[with value, symmetric rule]") == 1
     assert text.count("mixflow.name ") == 1
 
 
@@ -115,7 +115,7 @@ def test_not_in_a_checkpoint_of_another_pass():
     assert "mixflow.name" not in str(module)
 
 
-def test_not_where_the_gradient_is_not_self_adjoint():
+def test_not_where_the_gradient_is_not_rewritten():
     without = "canonicalize,fuse-value-and-pullback,checkpoint-inner-loop"
     assert_nothing_saved(f"{without},{NAME}", jax.grad(looped(learned)))
 

@@ -103,7 +103,7 @@ def test_a_loop_over_layers_has_a_checkpointed_body():
     check(
         ir(f"{BEFORE},{NAME}", jax.grad(scanned_meta_loss), *scanned_args()),
         """
-        CHECK: mixflow.vjp [self-adjoint]
+        CHECK: mixflow.vjp [symmetric rule]
         CHECK: jaxpr.scan 6 steps{{.*}}each of the 6 steps keeps its inputs, and runs again
         CHECK-NEXT: ^bb0
         CHECK-NEXT: jaxpr.checkpoint(

@@ -74,3 +74,33 @@ def test_mixflow_over_mixflow(program: Any) -> None:
     expected = jax.jit(jax.value_and_grad(scalar(plain(program)), (0, 1)))(THETA, ETA)
     found = jax.jit(mixflow.value_and_grad(scalar(symbolic(program)), (0, 1)))(THETA, ETA)
     assert_close(found, expected)
+
+
+def rule_with_a_branch() -> Any:
+    """Once it is mapped, mixflow cannot prove that it is linear."""
+    act = jax.custom_vjp(jnp.sin)
+
+    def backward(x: Any, g: Any) -> tuple[Any]:
+        return (jax.lax.cond(x[0] > 0.0, lambda g: 2.0 * g, lambda g: g, g) * jnp.cos(x),)
+
+    act.defvjp(lambda x: (jnp.sin(x), x), backward)
+    return act
+
+
+@pytest.mark.parametrize("passes", ["", "forward-over-reverse,reverse-over-forward"])
+def test_what_is_at_rest_stays_at_rest(passes: str) -> None:
+    """A loop of unknown length has no reverse mode. Here none is asked for: x does not move."""
+    act = rule_with_a_branch()
+
+    def loss(t: Any, x: Any) -> Any:
+        def inner(row: Any) -> Any:
+            scale = jax.lax.while_loop(lambda s: s[0] < 2.0, lambda s: 1.5 * s, jnp.exp(x))
+            return jnp.sum(act(row * t * scale))
+
+        return jnp.sum(jax.vmap(jax.grad(inner))(jnp.stack([t, t])) ** 2)
+
+    def third(t: Any, x: Any) -> Any:
+        return jax.grad(lambda t: jnp.sum(jax.grad(loss)(t, x)))(t)
+
+    expected = jax.jit(third)(THETA, ETA)
+    assert_close(mixflow.compile(third, passes=passes)(THETA, ETA), expected)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
@@ -10,47 +9,9 @@ import jax.numpy as jnp
 import pytest
 
 import mixflow
-from mixflow.runtime.measure import without_static
 from mixflow.runtime.target import measured_target
 
 X = jnp.array([0.5, -1.5, 2.0])
-
-
-def scaled(x: Any, times: Any = 2, shift: Any = None, *, power: Any = 1) -> Any:
-    return jnp.sin(x) ** power * times + (0 if shift is None else shift)
-
-
-class Model:
-    def __call__(self, x: Any, times: Any) -> Any:
-        return x * times
-
-    def method(self, x: Any, times: Any) -> Any:
-        return x * times
-
-
-CASES: dict[str, tuple[Any, dict[str, Any], tuple[Any, ...], dict[str, Any], Any]] = {
-    "nothing": (scaled, {}, (X, 3), {"power": 2}, ((X, 3), {"power": 2})),
-    "one number": (scaled, {"static_argnums": 1}, (X, 3), {}, ((X,), {})),
-    "from the end": (jnp.multiply, {"static_argnums": -1}, (X, 3), {}, ((X,), {})),
-    "by name": (scaled, {"static_argnames": "times"}, (X, 3), {}, ((X,), {})),
-    "a keyword": (scaled, {"static_argnames": "power"}, (X,), {"power": 2}, ((X,), {})),
-    "a number as a keyword": (scaled, {"static_argnums": (1,)}, (X,), {"times": 2}, ((X,), {})),
-    "none is static": (scaled, {"static_argnums": (1, 2)}, (X, 3, None), {}, ((X,), {})),
-    "none is traced": (scaled, {"static_argnums": 1}, (X, 3, None), {}, ((X, None), {})),
-    "text": (scaled, {"static_argnums": 1}, (X, "3"), {}, ((X,), {})),
-    "partial": (functools.partial(scaled, X), {"static_argnums": 0}, (3, X), {}, ((X,), {})),
-    "callable": (Model(), {"static_argnames": "times"}, (X, 3), {}, ((X,), {})),
-    "method": (Model().method, {"static_argnums": 1}, (X, 3), {}, ((X,), {})),
-}
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_static_arguments_are_left_out_and_nothing_else(case: str) -> None:
-    fun, static, args, kwargs, expected = CASES[case]
-    found = without_static(fun, args, kwargs, static)
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
-    assert all(one is other for one, other in pairs)
 
 
 def meta(eta: Any, steps: Any, *, rate: Any = 0.1) -> Any:

@@ -87,7 +87,8 @@ def test_numbers_and_shardings_are_those_of_plain_jax(on_eight_devices, case):
 @pytest.mark.parametrize("case", CASES)
 def test_each_device_needs_less_memory(on_eight_devices, case):
     before, after = (on_eight_devices[case][side]["temp_bytes"] for side in ("before", "after"))
-    assert after < 0.75 * before
+    # JAX 0.10 copies what passes a barrier: see mixflow/compiler/barrier_lowering.py.
+    assert after < (0.75 if jax.__version_info__ >= (0, 11) else 0.8) * before
 
 
 def test_a_report_gives_the_figures_of_one_device(on_eight_devices):

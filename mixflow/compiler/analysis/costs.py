@@ -9,7 +9,7 @@ from typing import Any
 from jax.extend.core import ClosedJaxpr, Var, jaxprs_in_params, primitives
 from jax.interpreters.partial_eval import dce_jaxpr
 
-from mixflow.compiler.analysis.sizes import array_bytes, count_elements
+from mixflow.compiler.analysis.sizes import array_bytes, count_elements, dims_of, number_of
 from mixflow.compiler.analysis.spelling import spell_out
 from mixflow.compiler.vjp_primitive import SYMBOLIC
 
@@ -114,7 +114,7 @@ def _equation_cost(eqn: Any, read: set[Var]) -> Cost:
         return Cost(_leaf_flops(eqn), 1, _leaf_bytes(eqn), _leaf_transcendentals(eqn))
     own = Cost(0.0, 1)
     if eqn.primitive is primitives.scan_p:
-        return own + nested[0].times(eqn.params["length"])
+        return own + nested[0].times(number_of(eqn.params["length"]))
     if eqn.primitive is primitives.while_p:
         return own + sum(nested, NOTHING).times(None)
     if eqn.primitive is primitives.cond_p:
@@ -166,12 +166,12 @@ def _leaf_flops(eqn: Any) -> float:
 
 def _dot_flops(eqn: Any) -> float:
     (contracting, _), _ = eqn.params["dimension_numbers"]
-    lhs = eqn.invars[0].aval.shape
+    lhs = dims_of(eqn.invars[0].aval)
     return 2.0 * count_elements(eqn.outvars[0].aval) * math.prod(lhs[dim] for dim in contracting)
 
 
 def _conv_flops(eqn: Any) -> float:
-    kernel = eqn.invars[1].aval.shape
+    kernel = dims_of(eqn.invars[1].aval)
     out_features = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
     return 2.0 * count_elements(eqn.outvars[0].aval) * math.prod(kernel) / max(out_features, 1)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
 
-from mixflow.compiler.analysis.sizes import array_bytes, count_elements, known_dims
+from mixflow.compiler.analysis.sizes import array_bytes, count_elements, dims_of
 
 
 class Kind(Enum):
@@ -63,7 +63,7 @@ class Value:
         self.shape: tuple[Any, ...] = tuple(getattr(aval, "shape", ()))
         self.size = count_elements(aval)
         self.bytes = array_bytes(aval)
-        self.rank = sum(dim > 1 for dim in known_dims(aval))
+        self.rank = sum(dim > 1 for dim in dims_of(aval))
         """Dimensions that are more than one long."""
         self.shares: Value | None = None
         """The value whose buffer this one is, whatever the schedule."""

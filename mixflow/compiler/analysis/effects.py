@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mixflow.compiler import jax_compat
-from mixflow.compiler.analysis.soundness import nested_jaxprs
+from mixflow.compiler.analysis.subprograms import nested_jaxprs
 
 _DEBUGGING = {"debug_print": "jax.debug.print", "debug_callback": "jax.debug.callback"}
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from xdsl.ir import Block, Operation, SSAValue, Use
 
-from mixflow.compiler.analysis.sizes import array_bytes, count_elements
+from mixflow.compiler.analysis.sizes import array_bytes, count_elements, number_of
 from mixflow.compiler.dialects import jaxpr as jx
 from mixflow.compiler.dialects import mixflow as mf
 from mixflow.compiler.dialects.attributes import aval_of
@@ -88,7 +88,7 @@ def residuals_of(op: Operation, active: AbstractSet[SSAValue]) -> Residuals:
         case jx.ScanOp():
             body = residual_bytes(op.regions[0].block, active)
             carried = total_size(op.operands[op.num_consts :][: op.num_carry])
-            return Residuals(set(op.operands), op.length * (body + carried))
+            return Residuals(set(op.operands), number_of(op.length) * (body + carried))
         case jx.CondOp():
             branches = [residual_bytes(region.block, active) for region in op.regions]
             return Residuals(set(op.operands), max(branches))

@@ -1,19 +1,37 @@
-"""Sizes of arrays from their abstract values; what jax.export has left open counts as one."""
+"""Sizes of arrays from their abstract values, and a number for sizes that are left open."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
+from mixflow.compiler import jax_compat
 
-def known_dims(aval: Any) -> tuple[int, ...]:
-    """The dimensions of known size; none where there is no array."""
-    return tuple(dim for dim in getattr(aval, "shape", ()) if isinstance(dim, int))
+OPEN_SIZE = 32
+"""What every symbol of a size that `jax.export` has left open counts as, in figures alone.
+
+Such a size is a batch, or a number of steps. As one, a loop would seem to hold the state of one
+step, and nothing would seem to pay; so it is as large as common batches and inner loops are, and a
+power of two, of which a half or a quarter is whole. Results never depend on it.
+"""
+
+
+def number_of(size: Any) -> int:
+    """A size of an array or length of a loop as a number, also where it is left open.
+
+    With the symbols b and n, `b*n` is 1024, and `2*b + 1` is 65.
+    """
+    return size if isinstance(size, int) else jax_compat.size_at(size, OPEN_SIZE)
+
+
+def dims_of(aval: Any) -> tuple[int, ...]:
+    """The sizes of an array's dimensions; none where there is no array."""
+    return tuple(map(number_of, getattr(aval, "shape", ())))
 
 
 def count_elements(aval: Any) -> int:
     """The number of elements."""
-    return math.prod(known_dims(aval))
+    return math.prod(dims_of(aval))
 
 
 def item_bytes(dtype: Any) -> int:

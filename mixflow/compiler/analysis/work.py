@@ -10,6 +10,7 @@ from xdsl.ir import Operation, SSAValue
 
 from mixflow.compiler.analysis.costs import equation_flops
 from mixflow.compiler.analysis.residuals import total_size
+from mixflow.compiler.analysis.sizes import number_of
 from mixflow.compiler.dialects import jaxpr as jx
 from mixflow.compiler.dialects.attributes import aval_of
 
@@ -23,7 +24,7 @@ def work_of(op: Operation) -> float:
         moved = total_size(op.operands) + total_size(op.results)
         return _flops(op) + FLOPS_PER_BYTE * moved
     inside = sum(work_of(inner) for region in op.regions for inner in region.block.ops)
-    return inside * (op.length if isinstance(op, jx.ScanOp) else 1)
+    return inside * (number_of(op.length) if isinstance(op, jx.ScanOp) else 1)
 
 
 def _flops(op: jx.LeafOp) -> float:

@@ -55,11 +55,16 @@ class Equation:
     effects: frozenset[Any]
     source_info: Any
     ctx: Any
+    rules_have_effects: bool = False
+    """Whether derivatives of it have effects that the equation itself has not."""
 
     @staticmethod
-    def of(eqn: JaxprEqn) -> Equation:
+    def of(eqn: JaxprEqn, *, rules_have_effects: bool = False) -> Equation:
         """Take an equation out of its jaxpr."""
-        return Equation(eqn.primitive, eqn.params, frozenset(eqn.effects), eqn.source_info, eqn.ctx)
+        effects = frozenset(eqn.effects)
+        return Equation(
+            eqn.primitive, eqn.params, effects, eqn.source_info, eqn.ctx, rules_have_effects
+        )
 
     def __eq__(self, other: object) -> bool:
         if self is other:

@@ -49,13 +49,15 @@ _EFFECT = frozenset({EffectInstance(MemoryEffectKind.WRITE)})
 
 
 class EquationEffects(MemoryEffect):
-    """An operation has side effects where JAX says that its equation has."""
+    """An operation has side effects where its equation has, or derivatives of it have."""
 
     @classmethod
     def get_effects(cls, op: Operation) -> AbstractSet[EffectInstance]:
         equation = op.properties.get("equation")
-        has_effects = isinstance(equation, EquationAttr) and equation.data.effects
-        return _EFFECT if has_effects else frozenset()
+        if not isinstance(equation, EquationAttr):
+            return frozenset()
+        info = equation.data
+        return _EFFECT if info.effects or info.rules_have_effects else frozenset()
 
 
 class ReadableOp(IRDLOperation):

@@ -61,12 +61,13 @@ class PrimalOp(DerivativeOp):
 class VjpOp(DerivativeOp):
     """`vjp[f](c, x, w)`: x̄ = (∂f/∂x)ᵀ w, after f's value if that is asked for too.
 
-    Marked `self_adjoint`, its own pullback is taken as its pushforward.
+    Its `rule` says how its own pullback is taken: "symmetric" for the symmetric rule, "transposed"
+    for the transposed rule; without one, as JAX takes it.
     """
 
     name = "mixflow.vjp"
     with_value = opt_prop_def(UnitAttr)
-    self_adjoint = opt_prop_def(UnitAttr)
+    rule = opt_prop_def(StringAttr)
     traits = traits_def(Pure(), IsolatedFromAbove())
 
     @property
@@ -75,8 +76,8 @@ class VjpOp(DerivativeOp):
         return tuple(self.results[len(self.results) - self.differentiand.num_points :])
 
     def described(self) -> str:
-        flags = {"with value": self.with_value, "self-adjoint": self.self_adjoint}
-        words = [word for word, flag in flags.items() if flag]
+        words = ["with value"] if self.with_value else []
+        words += [f"{self.rule.data} rule"] if self.rule else []
         return super().described() + (f"[{', '.join(words)}] " if words else "")
 
 

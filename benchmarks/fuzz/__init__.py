@@ -1,0 +1,1 @@
+"""Random second-order programs, judged against plain JAX: `python -m benchmarks fuzz`."""

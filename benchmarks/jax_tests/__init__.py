@@ -1,0 +1,1 @@
+"""JAX's own tests, with the derivatives in them captured."""

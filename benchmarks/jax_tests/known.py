@@ -1,0 +1,31 @@
+"""Tests of JAX that look at how a derivative is made, and see that mixflow makes it otherwise.
+
+`docs/jax-tests.md` lists the same reasons for readers.
+"""
+
+from __future__ import annotations
+
+import re
+
+REASONS: dict[str, tuple[str, ...]] = {
+    "with `jax_enable_checks`, JAX refuses a checkified custom_jvp in any trace, as in `jax.jit`": (
+        "test_goodfellow_custom_jvp",
+    ),
+    "`platform_dependent` differentiates all branches in any trace, as in `jax.jit`": (
+        "test_platform_dependent_with_non_existent_custom_call",
+    ),
+    "`saved_residuals` lists what JAX saves for a derivative: a captured one saves its point": (
+        "testSoftmaxGradFlag",
+    ),
+}
+"""For each reason, the tests that it goes for: their names' beginnings."""
+
+
+def reason_for(test: str) -> str | None:
+    """Why a test fails under capture, if that is as it should be.
+
+    Arguments:
+        test: as pytest names it, `tests/FILE.py::CLASS::NAME`.
+    """
+    name = re.split("::", test)[-1]
+    return next((why for why, names in REASONS.items() if name.startswith(names)), None)

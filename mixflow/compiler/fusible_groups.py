@@ -1,0 +1,194 @@
+"""Groups of equations that XLA fuses, with tangents that are computed again, not saved.
+
+Reverse mode over a pushforward saves what the tangent of every single equation needs. Of a softmax,
+
+    e = exp(s),  y = e / sum(e),
+
+that is the tangent of s, those of e and of its sum, and products of them with e and y. But the
+tangent of y is one linear function of the tangent of s. Given that one, and the arrays that its
+coefficients are made of, XLA computes all the rest again in few kernels. So a group becomes
+
+    y, linear = jax.linearize(group, s)      the coefficients are saved, as under the symmetric rule
+    y_dot = jax.checkpoint(linear)(s_dot)    what is computed from the tangent is not
+
+in the form of a `custom_jvp`. A product of matrices, a loop or a call is in no group, so none of
+them runs again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+from jax.custom_derivatives import SymbolicZero
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var, jaxpr_as_fun
+
+from mixflow.compiler import jax_compat
+from mixflow.compiler.analysis.operations import CHEAP, COSTLY, REDUCTIONS
+from mixflow.compiler.differentiand import Values, is_inexact, merge, partition, spec_of
+from mixflow.compiler.equations import rewrite_jaxprs, without_jits
+from mixflow.compiler.primitives import row_of
+
+_MOVES = frozenset(
+    {
+        *("broadcast_in_dim", "reshape", "squeeze", "expand_dims", "transpose", "rev", "slice"),
+        *("pad", "iota", "copy", "copy_p", "stop_gradient", "name"),
+    }
+)
+_FUSIBLE = CHEAP | COSTLY | REDUCTIONS | _MOVES
+_CUSTOM = "custom_jvp_call"
+
+
+def with_fusible_groups(closed: ClosedJaxpr) -> ClosedJaxpr:
+    """The same program, with a `custom_jvp_call` in the place of every group.
+
+    Arguments:
+        closed: any program. A jaxpr with effects keeps its equations, and so their order.
+    """
+    return rewrite_jaxprs(closed, _grouped)
+
+
+def _grouped(jaxpr: Jaxpr) -> Jaxpr:
+    if jaxpr.effects:
+        return jaxpr
+    jaxpr = without_jits(jaxpr)
+    groups = _Groups(jaxpr)
+    eqns = [new for step in groups.steps() for new in groups.written(step)]
+    return jax_compat.with_equations(jaxpr, eqns)
+
+
+def _is_fusible(eqn: Any) -> bool:
+    if eqn.primitive.name == _CUSTOM:
+        return all(_is_fusible(one) for one in eqn.params["call_jaxpr"].eqns)
+    if eqn.primitive.name in ("jit", "pjit"):
+        return all(_is_fusible(one) for one in eqn.params["jaxpr"].eqns)
+    return eqn.primitive.name in _FUSIBLE
+
+
+def _variables(atoms: Iterable[Any]) -> list[Var]:
+    return [atom for atom in atoms if not isinstance(atom, Literal)]
+
+
+class _Groups:
+    """Which equations of a jaxpr go together.
+
+    An equation's *depth* is how many equations that no group holds lie before it on the longest
+    way to it. Equations of one depth that read each other are one group: no way leads out of it and
+    back in, as that would make it deeper.
+    """
+
+    def __init__(self, jaxpr: Jaxpr) -> None:
+        self._eqns: list[Any] = list(jaxpr.eqns)
+        self._fusible = list(map(_is_fusible, self._eqns))
+        self._leader = list(range(len(self._eqns)))
+        self._depths = self._join()
+        self._readers = self._read_by(jaxpr)
+
+    def steps(self) -> list[list[int]]:
+        """The equations by number: each group, and each other equation, after what it reads."""
+        by_depth: dict[int, dict[int, list[int]]] = {}
+        for number, depth in enumerate(self._depths):
+            # At one depth groups come first: the other equations read them.
+            place = 2 * depth + (not self._fusible[number])
+            by_depth.setdefault(place, {}).setdefault(self._lead(number), []).append(number)
+        return [step for place in sorted(by_depth) for step in by_depth[place].values()]
+
+    def written(self, step: list[int]) -> list[Any]:
+        """The equations in the place of a step."""
+        eqns = [self._eqns[number] for number in step]
+        # A single equation saves as much as a checkpoint of it would.
+        if len(eqns) == 1 or all(map(_is_linear, eqns)):
+            return eqns
+        made = {var: None for eqn in eqns for var in eqn.outvars}
+        read = {var: None for eqn in eqns for var in _variables(eqn.invars)}
+        inputs = [var for var in read if var not in made]
+        outputs = [var for var in made if not self._readers.get(var, set()) <= set(step)]
+        return [_as_custom_jvp(eqns, inputs, outputs)] if inputs and outputs else eqns
+
+    def _join(self) -> list[int]:
+        """The depth of each equation; joins those that are one group on the way."""
+        depths, of_value, made_by = [], dict[Var, int](), dict[Var, int]()
+        for number, eqn in enumerate(self._eqns):
+            read = _variables(eqn.invars)
+            depth = max((of_value.get(var, 0) for var in read), default=0)
+            depths.append(depth)
+            of_value.update(dict.fromkeys(eqn.outvars, depth + (not self._fusible[number])))
+            if not self._fusible[number]:
+                continue
+            made_by.update(dict.fromkeys(eqn.outvars, number))
+            for var in read:
+                maker = made_by.get(var)
+                if maker is not None and depths[maker] == depth:
+                    self._leader[self._lead(maker)] = number
+        return depths
+
+    def _lead(self, number: int) -> int:
+        """The equation that stands for its group."""
+        while self._leader[number] != number:
+            self._leader[number] = self._leader[self._leader[number]]
+            number = self._leader[number]
+        return number
+
+    def _read_by(self, jaxpr: Jaxpr) -> dict[Var, set[int | None]]:
+        """The equations that read each value; None for the jaxpr's results."""
+        readers: dict[Var, set[int | None]] = {}
+        for number, eqn in enumerate(self._eqns):
+            for var in _variables(eqn.invars):
+                readers.setdefault(var, set()).add(number)
+        for var in _variables(jaxpr.outvars):
+            readers.setdefault(var, set()).add(None)
+        return readers
+
+
+def _is_linear(eqn: Any) -> bool:
+    """Whether its tangent needs none of its operands."""
+    if not any(is_inexact(var.aval) for var in eqn.outvars):
+        return True
+    places = range(len(eqn.invars))
+    read = {place for place in places if not isinstance(eqn.invars[place], Literal)}
+    return any(
+        read <= set(places[operands] if isinstance(operands, slice) else operands)
+        for operands in row_of(eqn).linear
+    )
+
+
+def _as_custom_jvp(eqns: list[Any], inputs: list[Any], outputs: list[Any]) -> Any:
+    """One equation for a group, with the rule that this file is about."""
+    avals = [spec_of(var.aval) for var in inputs]
+    shell = jax.make_jaxpr(lambda *values: values)(*avals).jaxpr
+    group = ClosedJaxpr(shell.replace(invars=inputs, outvars=outputs, eqns=eqns), ())
+    call = jax.custom_jvp(jaxpr_as_fun(group))
+    call.defjvp(
+        lambda primals, tangents: _push_through(group, primals, tangents), symbolic_zeros=True
+    )
+    (made,) = jax.make_jaxpr(call)(*avals).jaxpr.eqns
+    return made.replace(invars=inputs, outvars=outputs)
+
+
+def _push_through(group: ClosedJaxpr, primals: Values, tangents: Values) -> tuple[Values, Values]:
+    """The outputs of a group, and their tangents from a checkpoint."""
+    moves = [not isinstance(tangent, SymbolicZero) for tangent in tangents]
+    moving, resting = partition(moves, primals)
+    follows = _follow(group.jaxpr, moves)
+
+    def followed(*moving: Any) -> tuple[Values, Values]:
+        return partition(follows, jaxpr_as_fun(group)(*merge(moves, moving, resting)))
+
+    outputs, linear, rest = jax.linearize(followed, *moving, has_aux=True)
+    moved = partition(moves, tangents)[0]
+    # All that the second run computes waits for a tangent: the coefficients need no barrier. A
+    # barrier would keep XLA from computing a coefficient, as a mask's, inside of its readers.
+    with jax_compat.flags_off():
+        rerun = jax.checkpoint(linear, prevent_cse=(True,) * len(moved))
+    still = [SymbolicZero(jax.typeof(value).to_tangent_aval()) for value in rest]
+    return merge(follows, outputs, rest), merge(follows, rerun(*moved), still)
+
+
+def _follow(jaxpr: Jaxpr, moves: Sequence[bool]) -> list[bool]:
+    """Which of a group's outputs have a tangent, where the marked inputs have one."""
+    reached = {var for var, flag in zip(jaxpr.invars, moves, strict=True) if flag}
+    for eqn in jaxpr.eqns:
+        if not reached.isdisjoint(_variables(eqn.invars)):
+            reached.update(eqn.outvars)
+    return [var in reached and is_inexact(var.aval) for var in _variables(jaxpr.outvars)]
