@@ -10,9 +10,13 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var, jaxpr_as_fun
 from jax.tree_util import tree_leaves, tree_structure, tree_unflatten
 
 from mixflow.compiler import jax_compat
+from mixflow.compiler.differentiand import Values, spec_of
 
 Rewrite = Callable[[Any], list[Any]]
 """From an equation to those that stand in its place; itself where nothing is to be done."""
+
+Push = Callable[[Values, Values], tuple[Values, Values]]
+"""From values and their tangents to results and theirs."""
 
 _OPENED = frozenset(
     {"scan", "while", "cond", "jit", "pjit", "closed_call", "checkpoint", "remat", "remat2"}
@@ -97,6 +101,23 @@ def run_rewritten(
     closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
     results = jaxpr_as_fun(rewrite(closed))(*tree_leaves(args))
     return tree_unflatten(tree_structure(shapes), results)
+
+
+def as_custom_jvp(
+    function: Callable[..., Any], push: Push, invars: list[Any], outvars: list[Any]
+) -> Any:
+    """An equation that computes a function, and that forward mode takes `push` for.
+
+    Arguments:
+        function: of flat arrays, to a list of arrays.
+        push: from its arguments and their tangents, some symbolic zeros, to results and tangents.
+        invars: what the equation reads, an atom for each argument.
+        outvars: what it defines, a variable for each result.
+    """
+    call = jax.custom_jvp(function)
+    call.defjvp(push, symbolic_zeros=True)
+    (made,) = jax.make_jaxpr(call)(*(spec_of(atom.aval) for atom in invars)).jaxpr.eqns
+    return made.replace(invars=invars, outvars=outvars)
 
 
 def inline_jits(closed: ClosedJaxpr) -> ClosedJaxpr:

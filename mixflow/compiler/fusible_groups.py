@@ -17,6 +17,7 @@ them runs again.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -26,8 +27,16 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var, jaxpr_as_fun
 
 from mixflow.compiler import jax_compat
 from mixflow.compiler.analysis.operations import CHEAP, COSTLY, REDUCTIONS
-from mixflow.compiler.differentiand import Values, is_inexact, merge, partition, spec_of
-from mixflow.compiler.equations import rewrite_jaxprs, without_jits
+from mixflow.compiler.barrier_lowering import MERGES_RUNS
+from mixflow.compiler.differentiand import (
+    Values,
+    is_inexact,
+    merge,
+    partition,
+    spec_of,
+    symbolic_zeros,
+)
+from mixflow.compiler.equations import as_custom_jvp, rewrite_jaxprs, without_jits
 from mixflow.compiler.primitives import row_of
 
 _MOVES = frozenset(
@@ -104,7 +113,7 @@ class _Groups:
         read = {var: None for eqn in eqns for var in _variables(eqn.invars)}
         inputs = [var for var in read if var not in made]
         outputs = [var for var in made if not self._readers.get(var, set()) <= set(step)]
-        return [_as_custom_jvp(eqns, inputs, outputs)] if inputs and outputs else eqns
+        return [_as_equation(eqns, inputs, outputs)] if inputs and outputs else eqns
 
     def _join(self) -> list[int]:
         """The depth of each equation; joins those that are one group on the way."""
@@ -153,17 +162,12 @@ def _is_linear(eqn: Any) -> bool:
     )
 
 
-def _as_custom_jvp(eqns: list[Any], inputs: list[Any], outputs: list[Any]) -> Any:
+def _as_equation(eqns: list[Any], inputs: list[Any], outputs: list[Any]) -> Any:
     """One equation for a group, with the rule that this file is about."""
-    avals = [spec_of(var.aval) for var in inputs]
-    shell = jax.make_jaxpr(lambda *values: values)(*avals).jaxpr
+    shell = jax.make_jaxpr(lambda *values: values)(*(spec_of(var.aval) for var in inputs)).jaxpr
     group = ClosedJaxpr(shell.replace(invars=inputs, outvars=outputs, eqns=eqns), ())
-    call = jax.custom_jvp(jaxpr_as_fun(group))
-    call.defjvp(
-        lambda primals, tangents: _push_through(group, primals, tangents), symbolic_zeros=True
-    )
-    (made,) = jax.make_jaxpr(call)(*avals).jaxpr.eqns
-    return made.replace(invars=inputs, outvars=outputs)
+    push = functools.partial(_push_through, group)
+    return as_custom_jvp(jaxpr_as_fun(group), push, inputs, outputs)
 
 
 def _push_through(group: ClosedJaxpr, primals: Values, tangents: Values) -> tuple[Values, Values]:
@@ -178,11 +182,12 @@ def _push_through(group: ClosedJaxpr, primals: Values, tangents: Values) -> tupl
     outputs, linear, rest = jax.linearize(followed, *moving, has_aux=True)
     moved = partition(moves, tangents)[0]
     # All that the second run computes waits for a tangent: the coefficients need no barrier. A
-    # barrier would keep XLA from computing a coefficient, as a mask's, inside of its readers.
+    # barrier would keep XLA from computing a coefficient, as a mask's, inside of its readers. But
+    # the XLA that merges runs saves less where the coefficients are kept apart from the first run.
+    waits = MERGES_RUNS or (True,) * len(moved)
     with jax_compat.flags_off():
-        rerun = jax.checkpoint(linear, prevent_cse=(True,) * len(moved))
-    still = [SymbolicZero(jax.typeof(value).to_tangent_aval()) for value in rest]
-    return merge(follows, outputs, rest), merge(follows, rerun(*moved), still)
+        rerun = jax.checkpoint(linear, prevent_cse=waits)
+    return merge(follows, outputs, rest), merge(follows, rerun(*moved), symbolic_zeros(rest))
 
 
 def _follow(jaxpr: Jaxpr, moves: Sequence[bool]) -> list[bool]:

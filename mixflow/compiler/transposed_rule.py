@@ -12,6 +12,7 @@ cotangent, the transposition of that rule is one. `docs/derivative-rule.md` prov
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -30,10 +31,10 @@ from mixflow.compiler.differentiand import (
     merge,
     one_equation,
     partition,
-    spec_of,
     spread,
+    symbolic_zeros,
 )
-from mixflow.compiler.equations import rewrite_equations, run_rewritten
+from mixflow.compiler.equations import as_custom_jvp, rewrite_equations, run_rewritten
 from mixflow.compiler.flagged import without_flags
 from mixflow.compiler.fusible_groups import with_fusible_groups
 
@@ -117,16 +118,9 @@ def _with_forward_mode(eqn: Any) -> list[Any]:
         return [eqn.replace(params={**eqn.params, "function": replace(inner, jaxpr=jaxpr)})]
     if eqn.primitive.name != "custom_vjp_call":
         return [eqn]
-    call = jax.custom_jvp(one_equation(eqn))
-    call.defjvp(
-        lambda primals, tangents: _push_through(eqn, primals, tangents), symbolic_zeros=True
-    )
-    (made,) = jax.make_jaxpr(call)(*(spec_of(atom.aval) for atom in eqn.invars)).jaxpr.eqns
-    return [
-        made.replace(
-            invars=eqn.invars, outvars=eqn.outvars, ctx=eqn.ctx, source_info=eqn.source_info
-        )
-    ]
+    push = functools.partial(_push_through, eqn)
+    made = as_custom_jvp(one_equation(eqn), push, eqn.invars, eqn.outvars)
+    return [made.replace(ctx=eqn.ctx, source_info=eqn.source_info)]
 
 
 def _push_through(eqn: Any, primals: Values, tangents: Values) -> tuple[list[Any], list[Any]]:
@@ -151,5 +145,4 @@ def _push_through(eqn: Any, primals: Values, tangents: Values) -> tuple[list[Any
 
     given = moving, resting, partition(moves, tangents)[0]
     outputs, rest, pushed = run_rewritten(push, _all_with_forward_mode, *given)
-    still = [SymbolicZero(jax.typeof(value).to_tangent_aval()) for value in rest]
-    return merge(carries, outputs, rest), merge(carries, pushed, still)
+    return merge(carries, outputs, rest), merge(carries, pushed, symbolic_zeros(rest))

@@ -45,7 +45,8 @@ def assert_pushes_forward_alike(function: Any, *args: Any) -> None:
 
 def attention(theta: Any, x: Any) -> Any:
     query, key, value = jnp.moveaxis((x @ theta["in"]).reshape(*x.shape, 3), -1, 0)
-    weights = jax.nn.softmax(query @ key.T)
+    causal = jnp.tri(len(x), dtype=bool)
+    weights = jax.nn.softmax(jnp.where(causal, query @ key.T, -jnp.inf))
     return jnp.tanh(weights @ value) @ theta["out"]
 
 
@@ -60,6 +61,26 @@ def test_what_a_product_has_to_wait_for_is_no_group_with_what_reads_it() -> None
         return jnp.exp(M @ y) * y  # y is read here, and by the product that this reads
 
     assert groups_of(function, X) == [["sin", "mul"], ["exp", "mul"]]
+    assert_pushes_forward_alike(function, X)
+
+
+def test_groups_that_read_one_lower_value_stay_two() -> None:
+    def function(x: Any) -> Any:
+        y = jnp.sin(x) * x
+        return jnp.exp(M @ y) * y + M @ (jnp.cos(M.T @ y) * y)
+
+    assert sorted(groups_of(function, X)) == [["cos", "mul"], ["exp", "mul"], ["sin", "mul"]]
+
+
+def test_what_rests_is_not_moved_by_its_group() -> None:
+    """A tangent of zeros would go through the loop, which JAX cannot pull back."""
+    c = jnp.array([0.2, 0.5, -0.4])
+
+    def function(x: Any) -> Any:
+        y = jnp.sin(c) * jnp.exp(c)
+        limit = jax.lax.while_loop(lambda z: z[0] < 4.0, lambda z: z * 2.0, jnp.abs(y))
+        return jnp.sum(jnp.tanh(x * y) * x) + jnp.sum(M @ limit)
+
     assert_pushes_forward_alike(function, X)
 
 
