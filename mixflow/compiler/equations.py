@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, DebugInfo, Jaxpr, Literal, Var, jaxpr_as_fun
 from jax.tree_util import tree_leaves, tree_structure, tree_unflatten
 
 from mixflow.compiler import jax_compat
@@ -22,6 +22,18 @@ _OPENED = frozenset(
     {"scan", "while", "cond", "jit", "pjit", "closed_call", "checkpoint", "remat", "remat2"}
 )
 """Equations whose programs are looked into. Custom rules keep theirs."""
+
+
+def variables(atoms: Iterable[Any]) -> list[Var]:
+    """Those of an equation's operands, or of a jaxpr's results, that are no literals."""
+    return [atom for atom in atoms if not isinstance(atom, Literal)]
+
+
+def jaxpr_of(invars: Sequence[Any], outvars: Sequence[Any], eqns: Sequence[Any]) -> Jaxpr:
+    """A jaxpr of equations that are there already."""
+    effects = frozenset(effect for eqn in eqns for effect in eqn.effects)
+    debug_info = DebugInfo("mixflow", "equations", ("",) * len(invars), ("",) * len(outvars))
+    return Jaxpr([], list(invars), list(outvars), list(eqns), effects, debug_info=debug_info)
 
 
 def rewrite_equations(

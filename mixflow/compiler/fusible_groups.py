@@ -4,21 +4,16 @@ Reverse mode over a pushforward saves what the tangent of every single equation 
 
     e = exp(s),  y = e / sum(e),
 
-that is the tangent of s, those of e and of its sum, and products of them with e and y. But the
-tangent of y is one linear function of the tangent of s. Given that one, and the arrays that its
-coefficients are made of, XLA computes all the rest again in few kernels. So a group becomes
-
-    y, linear = jax.linearize(group, s)      the coefficients are saved, as under the symmetric rule
-    y_dot = jax.checkpoint(linear)(s_dot)    what is computed from the tangent is not
-
-in the form of a `custom_jvp`. A product of matrices, a loop or a call is in no group, so none of
-them runs again.
+that is the tangent of s, those of e and of its sum, and products of them with e and y. But all of
+them follow from the tangent of s, from e and from its sum, and XLA computes them again in few
+kernels. So a group becomes a `custom_jvp` whose rule does that (`tangents_again.py`). A product of
+matrices, a loop or a call is in no group, so none of them runs again.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -27,17 +22,22 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var, jaxpr_as_fun
 
 from mixflow.compiler import jax_compat
 from mixflow.compiler.analysis.operations import CHEAP, COSTLY, REDUCTIONS
-from mixflow.compiler.barrier_lowering import MERGES_RUNS
 from mixflow.compiler.differentiand import (
     Values,
     is_inexact,
     merge,
     partition,
-    spec_of,
     symbolic_zeros,
 )
-from mixflow.compiler.equations import as_custom_jvp, rewrite_jaxprs, without_jits
+from mixflow.compiler.equations import (
+    as_custom_jvp,
+    jaxpr_of,
+    rewrite_jaxprs,
+    variables,
+    without_jits,
+)
 from mixflow.compiler.primitives import row_of
+from mixflow.compiler.tangents_again import run_tangents_again
 
 _MOVES = frozenset(
     {
@@ -75,10 +75,6 @@ def _is_fusible(eqn: Any) -> bool:
     return eqn.primitive.name in _FUSIBLE
 
 
-def _variables(atoms: Iterable[Any]) -> list[Var]:
-    return [atom for atom in atoms if not isinstance(atom, Literal)]
-
-
 class _Groups:
     """Which equations of a jaxpr go together.
 
@@ -110,7 +106,7 @@ class _Groups:
         if len(eqns) == 1 or all(map(_is_linear, eqns)):
             return eqns
         made = {var: None for eqn in eqns for var in eqn.outvars}
-        read = {var: None for eqn in eqns for var in _variables(eqn.invars)}
+        read = {var: None for eqn in eqns for var in variables(eqn.invars)}
         inputs = [var for var in read if var not in made]
         outputs = [var for var in made if not self._readers.get(var, set()) <= set(step)]
         return [_as_equation(eqns, inputs, outputs)] if inputs and outputs else eqns
@@ -119,7 +115,7 @@ class _Groups:
         """The depth of each equation; joins those that are one group on the way."""
         depths, of_value, made_by = [], dict[Var, int](), dict[Var, int]()
         for number, eqn in enumerate(self._eqns):
-            read = _variables(eqn.invars)
+            read = variables(eqn.invars)
             depth = max((of_value.get(var, 0) for var in read), default=0)
             depths.append(depth)
             of_value.update(dict.fromkeys(eqn.outvars, depth + (not self._fusible[number])))
@@ -143,9 +139,9 @@ class _Groups:
         """The equations that read each value; None for the jaxpr's results."""
         readers: dict[Var, set[int | None]] = {}
         for number, eqn in enumerate(self._eqns):
-            for var in _variables(eqn.invars):
+            for var in variables(eqn.invars):
                 readers.setdefault(var, set()).add(number)
-        for var in _variables(jaxpr.outvars):
+        for var in variables(jaxpr.outvars):
             readers.setdefault(var, set()).add(None)
         return readers
 
@@ -164,36 +160,34 @@ def _is_linear(eqn: Any) -> bool:
 
 def _as_equation(eqns: list[Any], inputs: list[Any], outputs: list[Any]) -> Any:
     """One equation for a group, with the rule that this file is about."""
-    shell = jax.make_jaxpr(lambda *values: values)(*(spec_of(var.aval) for var in inputs)).jaxpr
-    group = ClosedJaxpr(shell.replace(invars=inputs, outvars=outputs, eqns=eqns), ())
+    group = ClosedJaxpr(jaxpr_of(inputs, outputs, eqns), ())
     push = functools.partial(_push_through, group)
     return as_custom_jvp(jaxpr_as_fun(group), push, inputs, outputs)
 
 
 def _push_through(group: ClosedJaxpr, primals: Values, tangents: Values) -> tuple[Values, Values]:
-    """The outputs of a group, and their tangents from a checkpoint."""
+    """The outputs of a group, and their tangents, which are computed again."""
     moves = [not isinstance(tangent, SymbolicZero) for tangent in tangents]
     moving, resting = partition(moves, primals)
+    moved = partition(moves, tangents)[0]
     follows = _follow(group.jaxpr, moves)
 
-    def followed(*moving: Any) -> tuple[Values, Values]:
-        return partition(follows, jaxpr_as_fun(group)(*merge(moves, moving, resting)))
+    def push(moving: Values, resting: Values, moved: Values) -> tuple[Values, Values, Values]:
+        def followed(*moving: Any) -> tuple[Values, Values]:
+            return partition(follows, jaxpr_as_fun(group)(*merge(moves, moving, resting)))
 
-    outputs, linear, rest = jax.linearize(followed, *moving, has_aux=True)
-    moved = partition(moves, tangents)[0]
-    # All that the second run computes waits for a tangent: the coefficients need no barrier. A
-    # barrier would keep XLA from computing a coefficient, as a mask's, inside of its readers. But
-    # the XLA that merges runs saves less where the coefficients are kept apart from the first run.
-    waits = MERGES_RUNS or (True,) * len(moved)
-    with jax_compat.flags_off():
-        rerun = jax.checkpoint(linear, prevent_cse=waits)
-    return merge(follows, outputs, rest), merge(follows, rerun(*moved), symbolic_zeros(rest))
+        return jax.jvp(followed, moving, moved, has_aux=True)
+
+    closed, shapes = jax.make_jaxpr(push, return_shape=True)(moving, resting, moved)
+    results = run_tangents_again(closed, moving, resting, moved)
+    outputs, pushed, rest = jax.tree.unflatten(jax.tree.structure(shapes), results)
+    return merge(follows, outputs, rest), merge(follows, pushed, symbolic_zeros(rest))
 
 
 def _follow(jaxpr: Jaxpr, moves: Sequence[bool]) -> list[bool]:
     """Which of a group's outputs have a tangent, where the marked inputs have one."""
     reached = {var for var, flag in zip(jaxpr.invars, moves, strict=True) if flag}
     for eqn in jaxpr.eqns:
-        if not reached.isdisjoint(_variables(eqn.invars)):
+        if not reached.isdisjoint(variables(eqn.invars)):
             reached.update(eqn.outvars)
-    return [var in reached and is_inexact(var.aval) for var in _variables(jaxpr.outvars)]
+    return [var in reached and is_inexact(var.aval) for var in variables(jaxpr.outvars)]

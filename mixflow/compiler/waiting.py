@@ -14,6 +14,8 @@ from typing import Any
 
 from jax.extend.core import Jaxpr, Literal, Var
 
+from mixflow.compiler.equations import variables
+
 LAYOUT = frozenset({"broadcast_in_dim", "convert_element_type", "reshape", "squeeze", "transpose"})
 """Primitives whose result XLA may share between two runs: it is no more than another layout."""
 
@@ -63,7 +65,7 @@ def _laid_out(body: Jaxpr) -> dict[Var, set[Var]]:
     """The inputs behind each input, and behind what is no more than other layouts of them."""
     sources: dict[Var, set[Var]] = {arg: {arg} for arg in body.invars}
     for eqn in body.eqns:
-        reads = _variables(eqn)
+        reads = variables(eqn.invars)
         if eqn.primitive.name in LAYOUT and reads and sources.keys() >= set(reads):
             behind = set[Var]().union(*(sources[atom] for atom in reads))
             sources.update(dict.fromkeys(eqn.outvars, behind))
@@ -74,7 +76,7 @@ def _first_reads(body: Jaxpr, sources: dict[Var, set[Var]]) -> list[set[Var]]:
     """For each equation that computes from nothing but inputs, in any layout, those inputs."""
     found: list[set[Var]] = []
     for eqn in body.eqns:
-        reads = _variables(eqn)
+        reads = variables(eqn.invars)
         is_layout = not sources.keys().isdisjoint(eqn.outvars)
         if reads and not is_layout and sources.keys() >= set(reads):
             found.append(set[Var]().union(*(sources[atom] for atom in reads)))
@@ -90,7 +92,3 @@ def _uses(body: Jaxpr, sources: dict[Var, set[Var]]) -> dict[Var, set[Use]]:
             for arg in () if isinstance(atom, Literal) else sources.get(atom, ()):
                 uses[arg].add((eqn.primitive.name, place, summed, str(atom.aval)))
     return uses
-
-
-def _variables(eqn: Any) -> list[Var]:
-    return [atom for atom in eqn.invars if not isinstance(atom, Literal)]

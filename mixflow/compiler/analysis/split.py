@@ -15,9 +15,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jax.extend.core import ClosedJaxpr, DebugInfo, Jaxpr, Literal, Var
+from jax.extend.core import ClosedJaxpr, Var
 
 from mixflow.compiler.analysis.reach import reached_variables
+from mixflow.compiler.equations import jaxpr_of, variables
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def split_off(
     # What can be computed before the gradient, from f's inputs alone.
     known, free = set[Var](jaxpr.invars), list[Any]()
     for eqn in jaxpr.eqns:
-        if known.issuperset(_variables(eqn)) and by_point.isdisjoint(eqn.outvars):
+        if known.issuperset(variables(eqn.invars)) and by_point.isdisjoint(eqn.outvars):
             known.update(eqn.outvars)
             free.append(eqn)
     wanted = [eqn for eqn in free if is_taken(eqn) and not by_consts.isdisjoint(eqn.outvars)]
@@ -69,7 +70,7 @@ def _with_needed(free: list[Any], wanted: list[Any]) -> list[Any]:
     for eqn in reversed(free):
         if eqn in wanted or not read.isdisjoint(eqn.outvars):
             needed.append(eqn)
-            read.update(_variables(eqn))
+            read.update(variables(eqn.invars))
     return needed[::-1]
 
 
@@ -78,22 +79,12 @@ def _cut(closed: ClosedJaxpr, num_consts: int, taken: list[Any]) -> Split:
     moved = {id(eqn) for eqn in taken}
     rest = [eqn for eqn in jaxpr.eqns if id(eqn) not in moved]
     born = dict.fromkeys(var for eqn in taken for var in eqn.outvars)
-    read = {var for eqn in rest for var in _variables(eqn)}
-    read.update(var for var in jaxpr.outvars if not isinstance(var, Literal))
+    read = {var for eqn in rest for var in variables(eqn.invars)}
+    read.update(variables(jaxpr.outvars))
     given = [var for var in born if var in read]
     invars = [*jaxpr.invars[:num_consts], *given, *jaxpr.invars[num_consts:]]
     return Split(
-        ClosedJaxpr(_jaxpr(jaxpr.invars, given, taken), ()),
-        ClosedJaxpr(_jaxpr(invars, jaxpr.outvars, rest), ()),
+        ClosedJaxpr(jaxpr_of(jaxpr.invars, given, taken), ()),
+        ClosedJaxpr(jaxpr_of(invars, jaxpr.outvars, rest), ()),
         len(given),
     )
-
-
-def _jaxpr(invars: Sequence[Any], outvars: Sequence[Any], eqns: list[Any]) -> Jaxpr:
-    effects = frozenset(effect for eqn in eqns for effect in eqn.effects)
-    debug_info = DebugInfo("mixflow", "split", ("",) * len(invars), ("",) * len(outvars))
-    return Jaxpr([], list(invars), list(outvars), eqns, effects, debug_info=debug_info)
-
-
-def _variables(eqn: Any) -> list[Var]:
-    return [atom for atom in eqn.invars if not isinstance(atom, Literal)]
