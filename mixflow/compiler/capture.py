@@ -36,11 +36,17 @@ from mixflow.compiler.analysis.soundness import FunctionSoundness
 from mixflow.compiler.analysis.subprograms import nested_jaxprs
 from mixflow.compiler.differentiand import TreeDef, is_inexact, named_after
 from mixflow.compiler.flagged import without_flags
+from mixflow.compiler.joining import join_where_not_linear, torn_functions
 from mixflow.compiler.pullback import Pullback
 from mixflow.compiler.recording import Decline, Recording, current_recording, paused
 from mixflow.compiler.traced import TracedFunction, WrongResult, trace_function
 from mixflow.compiler.tried_rules import try_rules
 from mixflow.compiler.vjp_primitive import primal_p
+
+_TORN = (
+    "a rule in it is not linear, and its value and pullback cannot be one equation: the cotangent "
+    "depends on the value, or the pullback is called more than once"
+)
 
 
 def captured_vjp(
@@ -51,6 +57,8 @@ def captured_vjp(
     **other: Any,
 ) -> Any:
     """`jax.vjp`, symbolic where it can be and JAX's own where it cannot."""
+    recording.calls += 1
+    number = recording.calls
     call = functools.partial(jax_compat.VJP_OF_JAX, fun, *primals, has_aux=has_aux, **other)
     leaves, in_tree = tree_flatten(primals)
     reason = _looked_through(recording) or _unsuitable(fun, leaves, other)
@@ -66,10 +74,12 @@ def captured_vjp(
         recording.decline("the function uses the value of its argument in Python")
         return call()
     recording.finished.append(traced.trace)
-    return _bind(recording, traced, call)
+    return _bind(recording, number, traced, call)
 
 
-def _bind(recording: Recording, traced: TracedFunction, call: Callable[[], Any]) -> Any:
+def _bind(
+    recording: Recording, number: int, traced: TracedFunction, call: Callable[[], Any]
+) -> Any:
     soundness = FunctionSoundness(
         traced.jaxpr, len(traced.consts), traced.carries, recording.trusts
     )
@@ -86,6 +96,10 @@ def _bind(recording: Recording, traced: TracedFunction, call: Callable[[], Any])
     if tried.why:
         recording.decline(tried.why)
         return traced.differentiate() if tried.runs_here else call()
+    if number in recording.left or not (recording.is_whole or soundness.is_linear):
+        recording.decline(_TORN)
+        return traced.differentiate()
+    recording.captured[number] = soundness
     function = replace(function, retyped=tried.retyped)
     recording.num_captured += 1
     outputs = primal_p.bind(*traced.consts, *traced.point, function=function)
@@ -188,7 +202,6 @@ def capture(
         Whatever `fun` raises.
     """
     interpreters.register_with_sparsify()
-    recording = Recording(assume_symmetric)
     out_tree: list[TreeDef] = []
 
     @named_after(source or fun)
@@ -197,8 +210,7 @@ def capture(
         out_tree.append(tree_structure(result))
         return result
 
-    with recording.active():
-        jaxpr = jax.make_jaxpr(flat)(*leaves)
+    recording, jaxpr = _traced_whole(flat, leaves, assume_symmetric)
     if _outlived(jaxpr, recording):
         recording = Recording()
         recording.decline(
@@ -213,6 +225,23 @@ def capture(
     with paused():
         with_effects = tuple(equations_with_effects(jaxpr.jaxpr))
     return Captured(jaxpr, out_tree[-1], declines, num_captured, with_effects)
+
+
+def _traced_whole(
+    flat: Callable[..., Any], leaves: list[Any], assume_symmetric: str | tuple[str, ...]
+) -> tuple[Recording, ClosedJaxpr]:
+    """The trace, again where functions turn out to be torn: those are left to JAX then."""
+    left = frozenset[int]()
+    while True:
+        recording = Recording(assume_symmetric, left=left, is_whole=True)
+        with recording.active():
+            jaxpr = join_where_not_linear(jax.make_jaxpr(flat)(*leaves))
+        torn = [one for one in recording.torn if not one.is_linear] + torn_functions(jaxpr)
+        numbers = {number for number, one in recording.captured.items() if one in torn}
+        # Those of a compiled function that is called here are joined by its own capture.
+        if not numbers:
+            return recording, jaxpr
+        left |= numbers
 
 
 def _vjp_hook(fun: Callable[..., Any], *primals: Any, **kwargs: Any) -> Any:

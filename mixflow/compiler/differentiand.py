@@ -67,6 +67,11 @@ class Soundness(Protocol):
         """Whether f holds a rule with a value of its own that no tangent of x reaches."""
         ...
 
+    @property
+    def is_linear(self) -> bool:
+        """Whether all rules in f, reached by x or not, are proved to be linear."""
+        ...
+
     def singular(self, active: Sequence[bool], *, aux: bool) -> tuple[Suspect, ...]:
         """What speaks against the symmetric rule where the marked inputs are differentiated in."""
         ...

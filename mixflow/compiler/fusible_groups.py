@@ -170,7 +170,7 @@ def _push_through(group: ClosedJaxpr, primals: Values, tangents: Values) -> tupl
     moves = [not isinstance(tangent, SymbolicZero) for tangent in tangents]
     moving, resting = partition(moves, primals)
     moved = partition(moves, tangents)[0]
-    follows = _follow(group.jaxpr, moves)
+    follows = _follow(group, moves, primals)
 
     def push(moving: Values, resting: Values, moved: Values) -> tuple[Values, Values, Values]:
         def followed(*moving: Any) -> tuple[Values, Values]:
@@ -184,10 +184,25 @@ def _push_through(group: ClosedJaxpr, primals: Values, tangents: Values) -> tupl
     return merge(follows, outputs, rest), merge(follows, pushed, symbolic_zeros(rest))
 
 
-def _follow(jaxpr: Jaxpr, moves: Sequence[bool]) -> list[bool]:
-    """Which of a group's outputs have a tangent, where the marked inputs have one."""
-    reached = {var for var, flag in zip(jaxpr.invars, moves, strict=True) if flag}
-    for eqn in jaxpr.eqns:
-        if not reached.isdisjoint(variables(eqn.invars)):
-            reached.update(eqn.outvars)
-    return [var in reached and is_inexact(var.aval) for var in variables(jaxpr.outvars)]
+def _follow(group: ClosedJaxpr, moves: Sequence[bool], primals: Values) -> list[bool]:
+    """Which of a group's outputs have a tangent, where the marked inputs have one.
+
+    `stop_gradient` and `floor` make a symbolic zero of any. It has to stay one: some functions have
+    no derivative in all their arguments, and JAX asks for none where the tangent is such a zero.
+    """
+    follows = [False] * len(group.out_avals)
+    watch = jax.custom_jvp(lambda *outputs: outputs)
+
+    def see(outputs: Values, tangents: Values) -> tuple[Values, Values]:
+        follows[:] = [not isinstance(tangent, SymbolicZero) for tangent in tangents]
+        return outputs, tangents
+
+    watch.defjvp(see, symbolic_zeros=True)
+    moving, resting = partition(moves, primals)
+
+    def pushed(*moving: Any) -> Any:
+        outputs = jaxpr_as_fun(group)(*merge(moves, moving, resting))
+        return watch(*outputs)
+
+    jax.make_jaxpr(lambda *moving: jax.jvp(pushed, moving, moving)[0])(*moving)
+    return follows

@@ -87,6 +87,7 @@ class Pullback:
         if self._ordinary_pullback is None:
             recording = current_recording()
             if recording is not None:
+                recording.torn.append(self._function.soundness)
                 recording.decline(
                     "the pullback is called in a deeper trace than it was made in (a loop, or a "
                     "vmap over cotangents alone): it stays JAX's own and shares one forward pass"

@@ -14,7 +14,7 @@ from jax.extend.core import take_current_trace
 from mixflow.compiler import jax_compat
 
 if TYPE_CHECKING:
-    from mixflow.compiler.differentiand import Suspect
+    from mixflow.compiler.differentiand import Soundness, Suspect
 
 # Traces made under mixflow hold symbolic equations and must never be mixed up with JAX's own
 # cached traces of the same functions (nor with those of another recording, whose reasons would
@@ -41,6 +41,12 @@ class Recording:
         declines: filled while tracing: what was left to JAX, and why.
         num_captured: filled while tracing: how many `jax.vjp` calls became symbolic.
         finished: filled while tracing: the traces of the functions that were differentiated.
+        left: the numbers of the `jax.vjp` calls, in order, that are left to JAX, as they are torn
+            (`joining.py`).
+        calls: filled while tracing: how many `jax.vjp` calls there were.
+        captured: filled while tracing: by the number of its call, what is known of a function.
+        torn: filled while tracing: functions whose pullback was asked of JAX beside their value.
+        is_whole: whether the trace is looked at when it is done, so that torn ones are found.
         outermost: the trace around this one; what JAX keeps for jits inside of it is not taken
             outside.
     """
@@ -49,6 +55,11 @@ class Recording:
     declines: list[Decline] = field(default_factory=list)
     num_captured: int = 0
     finished: list[Any] = field(default_factory=list)
+    left: frozenset[int] = frozenset()
+    calls: int = 0
+    captured: dict[int, Soundness] = field(default_factory=dict)
+    torn: list[Soundness] = field(default_factory=list)
+    is_whole: bool = False
     outermost: Any = field(default=None, init=False)
 
     def trusts(self, suspect: Suspect) -> bool:

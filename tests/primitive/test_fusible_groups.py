@@ -84,6 +84,17 @@ def test_what_rests_is_not_moved_by_its_group() -> None:
     assert_pushes_forward_alike(function, X)
 
 
+@pytest.mark.parametrize("rests", [jax.lax.stop_gradient, jnp.floor])
+def test_a_tangent_that_is_zero_by_rule_stays_a_symbolic_zero(rests: Any) -> None:
+    """JAX has no derivative of the incomplete beta function in its first argument."""
+
+    def function(x: Any) -> Any:
+        shape = 2.0 + M @ rests(jnp.exp(x * x))  # the product is between two groups
+        return jax.scipy.special.betainc(jnp.abs(shape), 2.5, jax.nn.sigmoid(M @ x))
+
+    assert_pushes_forward_alike(function, X)
+
+
 def test_linear_equations_and_single_ones_stay_as_they_are() -> None:
     assert groups_of(lambda x: jnp.sum(2.0 * (x[::-1] + x)), X) == []
     assert groups_of(lambda x: M @ jnp.tanh(M @ x), X) == []

@@ -25,6 +25,7 @@ from jax.extend.core import ClosedJaxpr, jaxprs_in_params, primitives
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from mixflow.compiler.analysis.derivative_rules import (
+    is_custom,
     is_finite,
     is_true,
     named,
@@ -94,6 +95,13 @@ class FunctionSoundness:
     def rests(self) -> bool:
         """Whether f holds a rule with a value of its own that no tangent of the point reaches."""
         return self._rests
+
+    @cached_property
+    def is_linear(self) -> bool:
+        """Whether all custom rules in f, reached by the point or not, are proved to be linear."""
+        rules = [one for one in (*self._reached, *self._reach.resting) if is_custom(one)]
+        with paused():
+            return all(why_not_transposed(one) is None for one in rules)
 
     @cached_property
     def _rests(self) -> bool:
