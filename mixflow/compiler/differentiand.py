@@ -11,7 +11,6 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import ClosedJaxpr, DebugInfo, Jaxpr, Var, jaxpr_as_fun
 
 from mixflow.compiler import jax_compat
@@ -234,11 +233,6 @@ def spec_of(aval: Any) -> jax.ShapeDtypeStruct:
         weak_type=aval.weak_type,
         manual_axis_type=aval.manual_axis_type,
     )
-
-
-def symbolic_zeros(values: Values) -> list[Any]:
-    """For each value the tangent of one that does not move."""
-    return [SymbolicZero(jax.typeof(value).to_tangent_aval()) for value in values]
 
 
 def as_arrays(values: Values) -> list[Any]:

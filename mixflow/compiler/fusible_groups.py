@@ -13,7 +13,6 @@ matrices, a loop or a call is in no group, so none of them runs again.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -27,7 +26,6 @@ from mixflow.compiler.differentiand import (
     is_inexact,
     merge,
     partition,
-    symbolic_zeros,
 )
 from mixflow.compiler.equations import (
     as_custom_jvp,
@@ -38,6 +36,7 @@ from mixflow.compiler.equations import (
 )
 from mixflow.compiler.primitives import row_of
 from mixflow.compiler.tangents_again import run_tangents_again
+from mixflow.compiler.zeros import push_forward, symbolic_zeros
 
 _MOVES = frozenset(
     {
@@ -170,39 +169,16 @@ def _push_through(group: ClosedJaxpr, primals: Values, tangents: Values) -> tupl
     moves = [not isinstance(tangent, SymbolicZero) for tangent in tangents]
     moving, resting = partition(moves, primals)
     moved = partition(moves, tangents)[0]
-    follows = _follow(group, moves, primals)
+    follows: list[bool] = []
 
-    def push(moving: Values, resting: Values, moved: Values) -> tuple[Values, Values, Values]:
-        def followed(*moving: Any) -> tuple[Values, Values]:
-            return partition(follows, jaxpr_as_fun(group)(*merge(moves, moving, resting)))
+    def push(moving: Values, resting: Values, moved: Values) -> tuple[Values, Values]:
+        def call(*moving: Any) -> list[Any]:
+            return jaxpr_as_fun(group)(*merge(moves, moving, resting))
 
-        return jax.jvp(followed, moving, moved, has_aux=True)
+        outputs, pushed, follows[:] = push_forward(call, moving, moved)
+        return outputs, partition(follows, pushed)[0]
 
     closed, shapes = jax.make_jaxpr(push, return_shape=True)(moving, resting, moved)
     results = run_tangents_again(closed, moving, resting, moved)
-    outputs, pushed, rest = jax.tree.unflatten(jax.tree.structure(shapes), results)
-    return merge(follows, outputs, rest), merge(follows, pushed, symbolic_zeros(rest))
-
-
-def _follow(group: ClosedJaxpr, moves: Sequence[bool], primals: Values) -> list[bool]:
-    """Which of a group's outputs have a tangent, where the marked inputs have one.
-
-    `stop_gradient` and `floor` make a symbolic zero of any. It has to stay one: some functions have
-    no derivative in all their arguments, and JAX asks for none where the tangent is such a zero.
-    """
-    follows = [False] * len(group.out_avals)
-    watch = jax.custom_jvp(lambda *outputs: outputs)
-
-    def see(outputs: Values, tangents: Values) -> tuple[Values, Values]:
-        follows[:] = [not isinstance(tangent, SymbolicZero) for tangent in tangents]
-        return outputs, tangents
-
-    watch.defjvp(see, symbolic_zeros=True)
-    moving, resting = partition(moves, primals)
-
-    def pushed(*moving: Any) -> Any:
-        outputs = jaxpr_as_fun(group)(*merge(moves, moving, resting))
-        return watch(*outputs)
-
-    jax.make_jaxpr(lambda *moving: jax.jvp(pushed, moving, moving)[0])(*moving)
-    return follows
+    outputs, pushed = jax.tree.unflatten(jax.tree.structure(shapes), results)
+    return outputs, merge(follows, pushed, symbolic_zeros(partition(follows, outputs)[1]))

@@ -27,11 +27,13 @@ class Row:
         linear: sets of operands. In those of one set together it is linear, the others fixed:
             `sub` is linear in both operands together, `mul` in each of them alone.
         finite: whether its derivatives are finite wherever its value is.
+        once: operands in which JAX has no second derivative of it, or none at all.
     """
 
     true: bool = False
     linear: tuple[Operands, ...] = ()
     finite: bool = False
+    once: tuple[int, ...] = ()
 
 
 UNKNOWN = Row()
@@ -80,6 +82,9 @@ TABLE: dict[str, Row] = {
     **_rows(_SINGULAR, "log log2 log1p sqrt rsqrt cbrt pow integer_pow tan asin acos acosh atanh"),
     **_rows(_SINGULAR, "atan2 rem erf_inv lgamma digamma cumprod reduce_prod lu"),
     **_rows(_SINGULAR, "scatter-mul scatter-min scatter-max tridiagonal_solve"),
+    # Whether its derivative is the true one cannot be tried where there is no second.
+    **_rows(Row(once=(0,)), "igamma igammac random_gamma polygamma"),
+    **_rows(Row(once=(0, 1)), "regularized_incomplete_beta zeta"),
     # No derivative, or one that is zero: nothing to differentiate twice.
     **_rows(_CONSTANT, "stop_gradient floor ceil round is_finite argmax argmin iota empty empty2"),
     **_rows(_CONSTANT, "eq ne lt le gt ge eq_to lt_to le_to and or xor not nextafter"),
@@ -96,9 +101,8 @@ TABLE: dict[str, Row] = {
 
 Left out on purpose, each because a derivative by its rule need not be symmetric:
 `cholesky` and `eigh` read one triangle of their operand and differentiate both; complex `eigh`,
-`svd`, `qr` and `eig` choose a phase that their rules do not follow; `igamma` and its like have no
-second derivative in their parameter; `custom_linear_solve` and `linear_call` are as true as the
-pair of functions that they were given.
+`svd`, `qr` and `eig` choose a phase that their rules do not follow; `custom_linear_solve` and
+`linear_call` are as true as the pair of functions that they were given.
 """
 
 

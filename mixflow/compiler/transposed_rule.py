@@ -32,11 +32,11 @@ from mixflow.compiler.differentiand import (
     one_equation,
     partition,
     spread,
-    symbolic_zeros,
 )
 from mixflow.compiler.equations import as_custom_jvp, rewrite_equations, run_rewritten
 from mixflow.compiler.flagged import without_flags
 from mixflow.compiler.fusible_groups import with_fusible_groups
+from mixflow.compiler.zeros import symbolic_zeros
 
 
 def transposed_pullback(

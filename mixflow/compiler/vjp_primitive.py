@@ -45,6 +45,7 @@ from mixflow.compiler.orientation import orient_product
 from mixflow.compiler.symmetric_rule import symmetric_pullback
 from mixflow.compiler.transposed_rule import transposed_pullback
 from mixflow.compiler.waiting import wait_for_less
+from mixflow.compiler.zeros import push_forward
 
 # --- primal[f] ---------------------------------------------------------------------------------
 
@@ -127,15 +128,14 @@ def _jvp_of(function: Callable[..., list[Any]], primals: Values, tangents: Value
     """`jax.jvp` of a flat function, with symbolic zeros left out of it."""
     perturbed = [not isinstance(tangent, ad.Zero) for tangent in tangents]
     moving, fixed = partition(perturbed, primals)
-    results, pushed = jax.jvp(
+    results, pushed, follows = push_forward(
         lambda *moving: function(*merge(perturbed, moving, fixed)),
         moving,
         partition(perturbed, tangents)[0],
     )
-    inexact = [is_inexact(jax.typeof(result)) for result in results]
     return results, [
-        tangent if keep else ad.Zero(jax.typeof(result).to_tangent_aval())
-        for result, tangent, keep in zip(results, pushed, inexact, strict=True)
+        tangent if follow else ad.Zero(jax.typeof(result).to_tangent_aval())
+        for result, tangent, follow in zip(results, pushed, follows, strict=True)
     ]
 
 

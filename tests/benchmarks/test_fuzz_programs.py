@@ -1,20 +1,22 @@
 """Random programs with fixed numbers, judged against plain JAX, under plans drawn at random.
 
-They are run one operation at a time, and the planner is asked for every fourth: so it takes two
-seconds a program. `python -m benchmarks fuzz` runs as many as there is time for.
+They are run one operation at a time, and the planner is asked for every fourth: so it takes a second
+or two a program. Each version of JAX has programs of its own. `python -m benchmarks fuzz` runs as
+many as there is time for.
 """
 
 from __future__ import annotations
 
+import jax
 import pytest
 
 from benchmarks.fuzz.program import standalone
 from benchmarks.fuzz.run import judged
 from benchmarks.fuzz.stepped import run_stepped
 
-FIRST = 1000
+FIRST = 1000 * jax.__version_info__[1]
 CHUNK = 8
-CHUNKS = 8
+CHUNKS = 12
 
 
 @pytest.mark.parametrize("chunk", range(CHUNKS))

@@ -9,18 +9,21 @@ from jax.extend.core import Literal
 
 from mixflow.compiler.analysis.interpretation import Interpretation
 from mixflow.compiler.differentiand import is_inexact
+from mixflow.compiler.primitives import row_of
 
 
 class Reach(Interpretation[bool]):
     """The walk. A value is reached where it has a tangent that need not be zero.
 
     `found` collects the reached equations that have no program inside, and the while loops, in
-    order, each once; `resting` those that are not reached where they are called.
+    order, each once; `resting` those that are not reached where they are called; `once` those that
+    are reached in an operand in which they can be differentiated only once.
     """
 
     def __init__(self) -> None:
         self._found: dict[int, Any] = {}
         self.resting = list[Any]()
+        self.once = list[Any]()
 
     @property
     def found(self) -> list[Any]:
@@ -51,6 +54,8 @@ class Reach(Interpretation[bool]):
             self._derivative(eqn, function, args)
         else:
             self._found[id(eqn)] = eqn
+            if any(args[place] for place in row_of(eqn).once):
+                self.once.append(eqn)
         return [is_inexact(var.aval) for var in eqn.outvars]
 
     def _derivative(self, eqn: Any, function: Any, args: list[bool]) -> None:

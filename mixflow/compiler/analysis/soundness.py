@@ -41,6 +41,8 @@ from mixflow.compiler.equations import inline_jits
 from mixflow.compiler.recording import paused
 from mixflow.compiler.transposed_rule import forward_function
 
+_ONCE = "JAX has no second derivative of it in one of its arguments"
+
 
 class FunctionSoundness:
     """What speaks against each rule for one function f, found when it is asked for.
@@ -121,6 +123,7 @@ class FunctionSoundness:
     def _obstacles(self) -> tuple[Suspect, ...]:
         with paused():
             reasons = [(one, why_not_transposed(one)) for one in self._reached]
+            reasons += [(one, _ONCE) for one in self._reach.once]
             found = tuple(dict.fromkeys(named(one, why) for one, why in reasons if why is not None))
             if found or self._has_forward_mode:
                 return found
