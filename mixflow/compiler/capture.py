@@ -43,11 +43,6 @@ from mixflow.compiler.traced import TracedFunction, WrongResult, trace_function
 from mixflow.compiler.tried_rules import try_rules
 from mixflow.compiler.vjp_primitive import primal_p
 
-_TORN = (
-    "a rule in it is not linear, and its value and pullback cannot be one equation: the cotangent "
-    "depends on the value, or the pullback is called more than once"
-)
-
 
 def captured_vjp(
     recording: Recording,
@@ -97,7 +92,10 @@ def _bind(
         recording.decline(tried.why)
         return traced.differentiate() if tried.runs_here else call()
     if number in recording.left or not (recording.is_whole or soundness.is_linear):
-        recording.decline(_TORN)
+        recording.decline(
+            "a rule in it is not linear, and its value and pullback cannot be one equation: the "
+            "cotangent depends on the value, or the pullback is called more than once"
+        )
         return traced.differentiate()
     recording.captured[number] = soundness
     function = replace(function, retyped=tried.retyped)

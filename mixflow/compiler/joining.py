@@ -47,7 +47,7 @@ def _sources(jaxpr: Jaxpr, seen: set[int]) -> Iterator[Soundness]:
     read = {*variables(jaxpr.outvars), *(v for eqn in jaxpr.eqns for v in variables(eqn.invars))}
     for eqn in jaxpr.eqns:
         if not read.isdisjoint(eqn.outvars):
-            function = eqn.params.get("function")
+            function: Any = eqn.params.get("function")
             if hasattr(function, "soundness"):
                 yield function.soundness
         for inner in nested_jaxprs(eqn):

@@ -34,7 +34,7 @@ def push_forward(
     follows: list[bool] = []
     watch = jax.custom_jvp(lambda *outputs: outputs)
 
-    def see(outputs: Values, tangents: Values) -> tuple[Values, Values]:
+    def see(outputs: tuple[Any, ...], tangents: tuple[Any, ...]) -> Any:
         follows[:] = [not isinstance(tangent, SymbolicZero) for tangent in tangents]
         return outputs, tangents
 

@@ -1,8 +1,8 @@
 """Random programs with fixed numbers, judged against plain JAX, under plans drawn at random.
 
-They are run one operation at a time, and the planner is asked for every fourth: so it takes a second
-or two a program. Each version of JAX has programs of its own. `python -m benchmarks fuzz` runs as
-many as there is time for.
+They are run one operation at a time, and the planner is asked for every fourth: so it takes one or
+two seconds a program. Each version of JAX has programs of its own. `python -m benchmarks fuzz` runs
+as many as there is time for.
 """
 
 from __future__ import annotations

@@ -41,8 +41,6 @@ from mixflow.compiler.equations import inline_jits
 from mixflow.compiler.recording import paused
 from mixflow.compiler.transposed_rule import forward_function
 
-_ONCE = "JAX has no second derivative of it in one of its arguments"
-
 
 class FunctionSoundness:
     """What speaks against each rule for one function f, found when it is asked for.
@@ -98,9 +96,13 @@ class FunctionSoundness:
         """Whether f holds a rule with a value of its own that no tangent of the point reaches."""
         return self._rests
 
-    @cached_property
+    @property
     def is_linear(self) -> bool:
         """Whether all custom rules in f, reached by the point or not, are proved to be linear."""
+        return self._is_linear
+
+    @cached_property
+    def _is_linear(self) -> bool:
         rules = [one for one in (*self._reached, *self._reach.resting) if is_custom(one)]
         with paused():
             return all(why_not_transposed(one) is None for one in rules)
@@ -123,7 +125,8 @@ class FunctionSoundness:
     def _obstacles(self) -> tuple[Suspect, ...]:
         with paused():
             reasons = [(one, why_not_transposed(one)) for one in self._reached]
-            reasons += [(one, _ONCE) for one in self._reach.once]
+            why = "JAX has no second derivative of it in one of its arguments"
+            reasons += [(one, why) for one in self._reach.once]
             found = tuple(dict.fromkeys(named(one, why) for one, why in reasons if why is not None))
             if found or self._has_forward_mode:
                 return found
