@@ -52,11 +52,14 @@ def gains_from_peeling(op: ScanOp, active: set[SSAValue]) -> bool:
 def is_peelable(op: ScanOp) -> bool:
     """Whether a loop's first step may stand before it: steps without effects, of a known number.
 
-    A `jax.checkpoint` of the user's may rely on being in a loop, and keeps the step there.
+    A `jax.checkpoint` of the user's may rely on being in a loop, and keeps the step there. So may a
+    rule that is not linear: in a loop JAX calls it with zeros where outside it does not call it.
     """
     if not isinstance(op.params["length"], int) or op.length < 1 or not is_side_effect_free(op):
         return False
-    return is_inner_loop(op) and not any(isinstance(one, CheckpointOp) for one in op.walk())
+    if not is_inner_loop(op) or any(isinstance(one, CheckpointOp) for one in op.walk()):
+        return False
+    return all(one.differentiand.soundness.is_linear for one in _gradients(op))
 
 
 @dataclass

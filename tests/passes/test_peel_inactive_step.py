@@ -23,6 +23,7 @@ from checking import (
     run_and_measure,
     step,
 )
+from support import assert_close
 
 import mixflow
 from mixflow.compiler.analysis.costs import program_cost
@@ -176,3 +177,21 @@ def test_not(f):
 
 def test_idempotent():
     assert_idempotent(f"{BEFORE},", NAME, jax.grad(looped(step, 5)), X)
+
+
+def test_not_where_a_rule_is_not_linear():
+    """In a loop JAX calls such a rule with a tangent of zeros; before the loop it would not."""
+    shifted = jax.custom_jvp(lambda x: x)
+    shifted.defjvp(lambda primals, tangents: (shifted(*primals), tangents[0] + primals[0]))
+
+    def f(eta):
+        def body(theta, _):
+            return jax.grad(lambda t: jnp.sum(shifted(t) ** 2 * eta))(theta), None
+
+        return jax.lax.scan(body, X, None, length=2)[0]
+
+    def pushed(f):
+        return jax.jit(lambda eta: jax.jvp(f, (eta,), (jnp.ones_like(eta),)))
+
+    peeled = mixflow.compile(f, passes=f"{NAME},forward-over-reverse")
+    assert_close(pushed(peeled)(X), pushed(jax.jit(f))(X))

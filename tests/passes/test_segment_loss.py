@@ -253,6 +253,30 @@ def test_a_loop_over_layers_takes_less_memory():
     )
 
 
+def test_a_loop_over_layers_with_a_custom_rule_takes_no_more():
+    smooth = jax.custom_vjp(lambda x: jax.nn.gelu(x))  # noqa: PLW0108
+    smooth.defvjp(lambda x: (smooth(x), x), lambda x, g: (jax.vjp(jax.nn.gelu, x)[1](g)[0],))
+
+    keys = jax.random.split(jax.random.key(0))
+    x, weights = jax.random.normal(keys[0], (512, 16)), jax.random.normal(keys[1], (16, 16, 16)) / 4
+
+    def meta_gradient(activation):
+        def loss(weights, eta):
+            h, _ = jax.lax.scan(lambda h, w: (activation(h @ w), None), x, weights)
+            return jnp.mean(h**2 * eta)
+
+        return jax.grad(lambda eta: jnp.sum(jax.grad(loss)(weights, eta) ** 2))
+
+    passes = f"{BEFORE.replace('forward-over-reverse', 'reverse-over-forward')},{NAME}"
+    rule, plain = (
+        mixflow.compile(meta_gradient(activation), passes=passes)
+        for activation in (smooth, jax.nn.gelu)
+    )
+    result, bytes_of_rule = run_and_measure(rule, jnp.ones(16))
+    assert_close(result, jax.jit(meta_gradient(smooth))(jnp.ones(16)))
+    assert bytes_of_rule <= 1.25 * run_and_measure(plain, jnp.ones(16))[1]
+
+
 def test_first_order_gradients_take_less_memory():
     _, theta, xs = deep_args(**LARGE)
     gradient = jax.grad(lambda theta, x: jnp.sum(deep(theta, x)))

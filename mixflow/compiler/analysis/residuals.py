@@ -145,7 +145,8 @@ def _of_leaf(op: jx.LeafOp, active: AbstractSet[SSAValue]) -> set[SSAValue]:
     if name == "div":
         above, below = op.operands
         return {below, *({above} if below in active else ())}
-    if name == "custom_jvp_call":
+    if name in ("custom_jvp_call", "custom_vjp_call"):
+        # Nobody knows what the rule reads, or what its own derivative does: taken for both.
         return {*op.operands, *op.results}
     return set(op.operands)
 
