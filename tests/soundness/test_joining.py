@@ -168,3 +168,27 @@ def test_a_compiled_function_inside_another() -> None:
         return jnp.sum(gradient.fun(t, e) * gradient.fun(2.0 * t, e))
 
     assert_close(mixflow.compile(jax.grad(meta))(E, T), jax.jit(jax.grad(plain))(E, T))
+
+
+@pytest.mark.parametrize("scanned", [False, True], ids=["unrolled", "scanned"])
+def test_no_segment_of_a_gradient_runs_such_a_rule_twice(scanned: bool) -> None:
+    """Each run would be a call of its own for what differentiates the gradient."""
+    weights = jnp.stack([M, 2.0 * M, M.T])
+
+    def layer(h: Any, w: Any) -> Any:
+        return jnp.sin(squared(jnp.tanh(h @ w)) * h), None
+
+    def loss(t: Any, e: Any) -> Any:
+        h = jnp.ones((16, 2)) * t
+        if scanned:
+            return jnp.sum(jax.lax.scan(layer, h * e, weights)[0] ** 2)
+        for w in weights:
+            h = layer(h * e, w)[0]
+        return jnp.sum(h**2)
+
+    def meta(e: Any, t: Any) -> Any:
+        return jnp.sum(jax.grad(loss)(t, e) ** 2)
+
+    f = jax.jit(jax.grad(meta))
+    for passes in ("segment-loss", "fuse-value-and-pullback,segment-loss{slack=0 rerun=2.0}"):
+        assert_close(mixflow.compile(jax.grad(meta), passes=passes)(E, T), f(E, T))

@@ -12,6 +12,7 @@ import numpy as np
 from xdsl.ir import Block, Operation, SSAValue
 from xdsl.traits import is_side_effect_free
 
+from mixflow.compiler.analysis.derivative_rules import is_custom
 from mixflow.compiler.analysis.residuals import residuals_of, size_of, total_size
 from mixflow.compiler.analysis.work import work_of
 from mixflow.compiler.dialects import jaxpr as jx
@@ -69,10 +70,27 @@ def line_of(block: Block, active: AbstractSet[SSAValue], *, order: int) -> Line:
 
 
 def is_pinned(op: Operation) -> bool:
-    """Whether an operation is not to be run again: it has effects, or takes gradient steps."""
+    """Whether an operation is not to be run again.
+
+    It has effects, or takes gradient steps. Or it is in a gradient, and its rule is not linear: to
+    whoever differentiates the gradient each run is a call of its own, and clip(a) + clip(b) is not
+    clip(a + b).
+    """
     if not is_side_effect_free(op):
         return True
-    return any(isinstance(inner, mf.DerivativeOp) for inner in op.walk())
+    inside = list(op.walk())
+    if any(isinstance(inner, mf.DerivativeOp) for inner in inside):
+        return True
+    has_rule = any(isinstance(inner, jx.LeafOp) and is_custom(inner.info) for inner in inside)
+    return has_rule and not _is_linear(op)
+
+
+def _is_linear(op: Operation) -> bool:
+    """Whether the rules of the gradient that an operation is in, if any, are linear."""
+    parent = op.parent_op()
+    while parent is not None and not isinstance(parent, mf.DerivativeOp):
+        parent = parent.parent_op()
+    return parent is None or parent.differentiand.soundness.is_linear
 
 
 def _cheap_ops(block: Block, active: AbstractSet[SSAValue]) -> set[Operation]:
