@@ -6,6 +6,7 @@ which took a third of the rest. XLA's fusions and buffers are the same.
 """
 
 import os
+from collections.abc import Iterator
 
 import jax
 import pytest
@@ -22,6 +23,18 @@ FLAGGED = {
     "test_a_custom_rule_that_closes_over_a_tracer_of_the_caller": "a custom_vjp closes over none",
 }
 """What plain JAX itself cannot run with its flags `jax_remat3` and `jax_custom_vjp3`, and why."""
+
+
+@pytest.fixture
+def flags() -> Iterator[tuple[str, ...]]:
+    """JAX as it will be, with checkpoints and custom rules of a new kind; the flags' names."""
+    names = ("jax_remat3", "jax_custom_vjp3")
+    before = {name: getattr(jax.config, name) for name in names}
+    for name in names:
+        jax.config.update(name, True)
+    yield names
+    for name, value in before.items():
+        jax.config.update(name, value)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

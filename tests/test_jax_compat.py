@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import runpy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -415,19 +415,6 @@ def test_a_size_that_is_left_open_has_a_value_where_its_symbols_have_one() -> No
     assert jax_compat.size_at(2 * b + n * n, 3) == 15
     assert jax_compat.size_at(7, 3) == 7
     assert jax_compat.size_at(b - 3, 3) == jax_compat.size_at(n // (b - 3), 3) == 3
-
-
-FLAGS = ("jax_remat3", "jax_custom_vjp3")
-
-
-@pytest.fixture
-def flags() -> Iterator[None]:
-    before = {name: getattr(jax.config, name) for name in FLAGS}
-    for name in FLAGS:
-        jax.config.update(name, True)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
 
 
 def rule_of(f: Callable[..., Any], *args: Any) -> Any:

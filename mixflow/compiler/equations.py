@@ -29,6 +29,12 @@ def variables(atoms: Iterable[Any]) -> list[Var]:
     return [atom for atom in atoms if not isinstance(atom, Literal)]
 
 
+def variables_read(jaxpr: Jaxpr) -> set[Var]:
+    """What the equations of a jaxpr read, and what it returns."""
+    read = {var for eqn in jaxpr.eqns for var in variables(eqn.invars)}
+    return read.union(variables(jaxpr.outvars))
+
+
 def jaxpr_of(invars: Sequence[Any], outvars: Sequence[Any], eqns: Sequence[Any]) -> Jaxpr:
     """A jaxpr of equations that are there already."""
     effects = frozenset(effect for eqn in eqns for effect in eqn.effects)

@@ -21,7 +21,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from mixflow.compiler import jax_compat
 from mixflow.compiler.analysis.subprograms import nested_jaxprs
 from mixflow.compiler.differentiand import Soundness
-from mixflow.compiler.equations import rewrite_jaxprs, variables
+from mixflow.compiler.equations import rewrite_jaxprs, variables, variables_read
 from mixflow.compiler.vjp_primitive import primal_p, vjp_p
 
 
@@ -44,7 +44,7 @@ def _sources(jaxpr: Jaxpr, seen: set[int]) -> Iterator[Soundness]:
     if id(jaxpr) in seen:
         return
     seen.add(id(jaxpr))
-    read = {*variables(jaxpr.outvars), *(v for eqn in jaxpr.eqns for v in variables(eqn.invars))}
+    read = variables_read(jaxpr)
     for eqn in jaxpr.eqns:
         if not read.isdisjoint(eqn.outvars):
             function: Any = eqn.params.get("function")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,17 +18,6 @@ from mixflow.passes import DEFAULT_PIPELINE
 
 ETA = jnp.array([0.3, -0.7, 0.5])
 THETA = jnp.array([0.2, 0.1, -0.4])
-FLAGS = ("jax_remat3", "jax_custom_vjp3")
-
-
-@pytest.fixture
-def flags() -> Iterator[None]:
-    before = {name: getattr(jax.config, name) for name in FLAGS}
-    for name in FLAGS:
-        jax.config.update(name, True)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
 
 
 def checkpointed(theta: Any, eta: Any) -> Any:
@@ -103,9 +92,11 @@ def meta_loss(loss: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_a_program_under_the_flags_is_captured_as_without_them(loss: Any, flags: None) -> None:
+def test_a_program_under_the_flags_is_captured_as_without_them(
+    loss: Any, flags: tuple[str, ...]
+) -> None:
     flagged = primitives(captures(meta_loss(loss), ETA).jaxpr)
-    for name in FLAGS:
+    for name in flags:
         jax.config.update(name, False)
     plain = primitives(captures(meta_loss(loss), ETA).jaxpr)
     for call in ("jit", "eval_jaxpr"):  # what was vmapped is in one more

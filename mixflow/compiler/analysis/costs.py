@@ -11,6 +11,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 
 from mixflow.compiler.analysis.sizes import array_bytes, count_elements, dims_of, number_of
 from mixflow.compiler.analysis.spelling import spell_out
+from mixflow.compiler.equations import variables_read
 from mixflow.compiler.vjp_primitive import SYMBOLIC
 
 FREE = frozenset(
@@ -101,8 +102,7 @@ def _live_cost(closed: ClosedJaxpr, used: list[bool]) -> Cost:
 
 
 def _cost(jaxpr: Any) -> Cost:
-    read = {atom for eqn in jaxpr.eqns for atom in eqn.invars if isinstance(atom, Var)}
-    read |= {atom for atom in jaxpr.outvars if isinstance(atom, Var)}
+    read = variables_read(jaxpr)
     return sum((_equation_cost(eqn, read) for eqn in jaxpr.eqns), NOTHING)
 
 

@@ -15,9 +15,10 @@ from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
 import networkx
-from jax.extend.core import Literal, Var
+from jax.extend.core import Var
 
 from mixflow.compiler.analysis.sizes import array_bytes
+from mixflow.compiler.equations import variables
 
 _SOURCE, _SINK = "source", "sink"
 
@@ -52,9 +53,8 @@ def smallest_cut(
     for equation in equations:
         for out in equation.outvars:
             add(out)
-            for atom in equation.invars:
-                if not isinstance(atom, Literal):
-                    graph.add_edge((atom, "saved"), (out, "read"))
+            for var in variables(equation.invars):
+                graph.add_edge((var, "saved"), (out, "read"))
     for var in needed:
         graph.add_edge((var, "saved"), _SINK)
     if _SOURCE not in graph or _SINK not in graph:

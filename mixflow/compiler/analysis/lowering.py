@@ -14,6 +14,7 @@ from mixflow.compiler.analysis.dataflow import Kind, Nested, Region, Value, live
 from mixflow.compiler.analysis.operations import leaf
 from mixflow.compiler.analysis.scope import Scope
 from mixflow.compiler.analysis.spelling import spell_out
+from mixflow.compiler.equations import variables_read
 from mixflow.compiler.vjp_primitive import SYMBOLIC
 
 CALLS = frozenset(
@@ -102,7 +103,7 @@ class _Run:
         """The values of a jaxpr's results."""
         env: dict[Var, Value] = dict(zip(jaxpr.invars, inputs, strict=True))
         env.update((var, self._scope.source(var.aval)) for var in jaxpr.constvars)
-        used = _read_variables(jaxpr)
+        used = variables_read(jaxpr)
 
         def read(atom: Any) -> Value:
             return self._scope.literal(atom) if isinstance(atom, Literal) else env[atom]
@@ -197,8 +198,3 @@ def _holds_back(eqn: Any) -> bool:
     prevented = eqn.params.get("prevent_cse", False)
     is_prevented = any(prevented) if isinstance(prevented, tuple) else bool(prevented)
     return bool(eqn.params.get("differentiated")) and is_prevented
-
-
-def _read_variables(jaxpr: Any) -> set[Var]:
-    read = {atom for eqn in jaxpr.eqns for atom in eqn.invars if isinstance(atom, Var)}
-    return read | {atom for atom in jaxpr.outvars if isinstance(atom, Var)}
