@@ -27,6 +27,13 @@ once = pytest.mark.skipif(
 """For tests of what the project shows and measures; those of what it computes run on each JAX."""
 
 
+unflagged = pytest.mark.skipif(
+    jax.config.jax_remat3 or jax.config.jax_custom_vjp3,
+    reason="it looks for equations in JAX's own trace, which JAX's flags make others of",
+)
+"""For tests of what mixflow only ever sees with the flags off: it takes their forms back first."""
+
+
 def compiled(f: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """`f` with every rewrite of its loops, whether or not the planner would find that it pays."""
     return mixflow.compile(f, **{"passes": UNSEGMENTED, **options})

@@ -20,7 +20,7 @@ from jax.experimental import checkify, sparse
 from jax.experimental.jet import jet
 from jax.extend.core import Primitive, primitives, take_current_trace
 from jax.interpreters import batching
-from support import equations
+from support import equations, unflagged
 
 from mixflow.compiler import jax_compat
 
@@ -74,6 +74,7 @@ def checkpoints_in(f: Callable[..., Any]) -> list[Any]:
     return [eqn for eqn in found if isinstance(eqn.params["prevent_cse"], tuple)]
 
 
+@unflagged
 def test_an_array_that_a_rule_brings_along_does_not_wait() -> None:
     f = jax.checkpoint(with_table, prevent_cse=(False, True))
     (eqn,) = checkpoints_in(lambda w, x: jax.jvp(f, (w, x), (w, x)))
@@ -81,6 +82,7 @@ def test_an_array_that_a_rule_brings_along_does_not_wait() -> None:
     assert eqn.params["prevent_cse"] == (False, False, True, True, True)
 
 
+@unflagged
 def test_what_an_outer_checkpoint_saves_waits() -> None:
     inner = jax.checkpoint(lambda w, x: jnp.sin(jnp.sin(x @ w)), prevent_cse=(False, True))
     f = jax.checkpoint(inner, policy=jax.checkpoint_policies.everything_saveable)
@@ -150,6 +152,7 @@ def relu_rule() -> Any:
     return jax.nn.relu.__wrapped__.jvp if not hasattr(jax.nn.relu, "jvp") else jax.nn.relu.jvp
 
 
+@unflagged
 @pytest.mark.parametrize("traced_again", [0, 1, 3])
 @pytest.mark.parametrize("where", RELU_PROGRAMS)
 def test_the_rule_of_relu_is_found_by_identity(where: str, traced_again: int) -> None:

@@ -35,7 +35,7 @@ from mixflow.compiler.analysis.rules import equations_with_effects
 from mixflow.compiler.analysis.soundness import FunctionSoundness
 from mixflow.compiler.analysis.subprograms import nested_jaxprs
 from mixflow.compiler.differentiand import TreeDef, is_inexact, named_after
-from mixflow.compiler.flagged import without_flags
+from mixflow.compiler.flagged import has_forward_mode, without_flags
 from mixflow.compiler.joining import join_where_not_linear, torn_functions
 from mixflow.compiler.pullback import Pullback
 from mixflow.compiler.recording import Decline, Recording, current_recording, paused
@@ -79,7 +79,7 @@ def _bind(
         traced.jaxpr, len(traced.consts), traced.carries, recording.trusts
     )
     function = soundness.function
-    reason = _impure(traced)
+    reason = _unfit(traced)
     if reason:
         recording.decline(reason)
         return traced.differentiate()
@@ -133,10 +133,12 @@ def _unsuitable(fun: Any, leaves: list[Any], other: dict[str, Any]) -> str | Non
     return None
 
 
-def _impure(traced: TracedFunction) -> str | None:
+def _unfit(traced: TracedFunction) -> str | None:
     """Why a traced function cannot stand in an equation, or None."""
     if any(jax_compat.is_ref(value) for value in traced.closure):
         return "the function closes over a mutable reference"
+    if not has_forward_mode(traced.jaxpr):
+        return "a custom_vjp made under jax_custom_vjp3 has no forward mode before JAX 0.12"
     if all(map(jax_compat.is_axis_effect, traced.jaxpr.effects)):
         return None
     return f"the function has effects: {', '.join(dict.fromkeys(effects_in(traced.jaxpr)))}"

@@ -52,12 +52,13 @@ def run_tangents_again(
     given.update(zip(made, computed[len(outputs) :], strict=True))
     # A barrier on what rests would keep XLA from computing it, a mask for example, in its readers.
     rests = {*jaxpr.constvars, *jaxpr.invars[len(moving) : len(moving) + len(resting)]}
-    with jax_compat.flags_off():
+    with jax_compat.flags_off():  # JAX 0.10 looks at them here, 0.12 where it is called
         rerun = jax.checkpoint(
             lambda *args: _run(jaxpr_of(read, pushed, again), args),
             prevent_cse=tuple(var not in rests for var in read),
         )
-    return merge(is_tangent, rerun(*(given[var] for var in read)), computed[: len(outputs)])
+        results = rerun(*(given[var] for var in read))
+    return merge(is_tangent, results, computed[: len(outputs)])
 
 
 def _run(jaxpr: Any, args: Iterable[Any]) -> list[Any]:

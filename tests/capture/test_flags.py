@@ -10,13 +10,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.ad_checkpoint import checkpoint_name
-from support import assert_close, assert_same_meta_gradient, captures, primitives, suspects
+from support import assert_close, assert_same_meta_gradient, captures, primitives, reasons, suspects
 
 import mixflow
 from mixflow.compiler.flagged import without_flags
 from mixflow.passes import DEFAULT_PIPELINE
 
 ETA = jnp.array([0.3, -0.7, 0.5])
+TABLE = jnp.array([1.0, 2.0, 3.0])
 THETA = jnp.array([0.2, 0.1, -0.4])
 
 
@@ -119,6 +120,18 @@ def test_a_rule_under_the_flags_has_its_functions_name(flags: None) -> None:
     assert {suspect.name for suspect in found} == {"twice"}
 
 
+PUSHED = jax.__version_info__ >= (0, 12)
+"""Whether JAX can push such a rule forward; if not, it is left to JAX."""
+
+
+def assert_stays(trace: Any) -> None:
+    if not PUSHED:
+        assert "no forward mode" in reasons(trace)
+        return
+    assert primitives(trace.jaxpr)["call_hi_primitive"] > 0
+    assert suspects(trace)
+
+
 def test_a_rule_that_looks_at_symbolic_zeros_stays_and_stays_right(flags: None) -> None:
     def loss(theta: Any, eta: Any) -> Any:
         function = jax.custom_vjp(jnp.sin)
@@ -128,9 +141,31 @@ def test_a_rule_that_looks_at_symbolic_zeros_stays_and_stays_right(flags: None) 
         step = lambda x, _: (function(x * eta), None)  # noqa: E731
         return jnp.sum(jax.lax.scan(step, theta, length=2)[0])
 
-    trace = assert_same_meta_gradient(meta_loss(loss), ETA)
-    assert primitives(trace.jaxpr)["call_hi_primitive"] > 0
-    assert suspects(trace)
+    trace = assert_same_meta_gradient(meta_loss(loss), ETA, captured=PUSHED)
+    assert_stays(trace)
+
+
+def test_such_a_rule_may_call_its_own_function(flags: None) -> None:
+    """The second derivative asks for the function's own, which is no forward mode in JAX 0.10."""
+    function = jax.custom_vjp(jnp.sin)
+    function.defvjp(
+        lambda x: (function(x.value), jnp.cos(x.value)),
+        lambda slope, bar: (bar * slope,),
+        symbolic_zeros=True,
+    )
+    loss = lambda theta, eta: jnp.sum(function(function(theta * eta)))  # noqa: E731
+    assert_stays(assert_same_meta_gradient(meta_loss(loss), ETA, captured=PUSHED))
+
+
+def test_a_rule_that_closes_over_an_array_in_a_checkpoint_that_saves_it(flags: None) -> None:
+    function = jax.custom_vjp(lambda x: jnp.sin(x) * TABLE)
+    function.defvjp(
+        lambda x: (function(x), x), jax.checkpoint(lambda x, bar: (bar * jnp.cos(x) * TABLE,))
+    )
+    saving = jax.checkpoint_policies.everything_saveable
+    block = jax.checkpoint(lambda x: jnp.tanh(function(x)), policy=saving)
+    loss = lambda theta, eta: jnp.sum(block(block(theta * eta)))  # noqa: E731
+    assert_same_meta_gradient(meta_loss(loss), ETA, captured=PUSHED)
 
 
 def test_a_program_without_such_equations_is_the_same_object() -> None:

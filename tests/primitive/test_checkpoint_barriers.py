@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.ad_checkpoint import checkpoint_name
-from support import assert_close, equations
+from support import assert_close, equations, unflagged
 
 W, X = jnp.linspace(-1.0, 1.0, 9).reshape(3, 3), jnp.linspace(0.5, 2.0, 6).reshape(2, 3)
 XS = jnp.stack([X, 2.0 * X])
@@ -110,6 +110,7 @@ def second(f: Function) -> Function:
     return jax.grad(lambda w, x: jnp.sum(jax.grad(f)(w, x) ** 2))
 
 
+@unflagged
 @pytest.mark.parametrize("kind", KINDS)
 def test_constants_of_every_kind(kind: str) -> None:
     assert_as_without(KINDS[kind], one_by_one, second)
@@ -129,6 +130,7 @@ DERIVATIVES: dict[str, Function] = {
 }
 
 
+@unflagged
 @pytest.mark.parametrize("derivative", DERIVATIVES)
 def test_derivatives_of_every_kind(derivative: str) -> None:
     assert_as_without(TABLE_IN_JVP, one_by_one, DERIVATIVES[derivative])

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.extend.core import jaxpr_as_fun
-from support import assert_close, equations
+from support import assert_close, equations, unflagged
 
 import mixflow
 from mixflow.compiler import transposed_rule
@@ -100,6 +100,7 @@ def test_linear_equations_and_single_ones_stay_as_they_are() -> None:
     assert groups_of(lambda x: M @ jnp.tanh(M @ x), X) == []
 
 
+@unflagged
 def test_groups_stand_in_loops_branches_and_calls() -> None:
     def step(x: Any, _: Any) -> Any:
         return jax.lax.cond(x[0] > 0, lambda x: jnp.sin(x) * x, lambda x: x, x), None

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 from jax.ad_checkpoint import checkpoint_name
 from programs import ETA, FEW, PROGRAMS, THETA, gradient, loss, plain, scalar, symbolic
-from support import assert_close, primitives
+from support import assert_close, primitives, unflagged
 
 import mixflow
 
@@ -95,6 +95,7 @@ def test_forward_mode(place: Any) -> None:
     assert_close(run(mixflow), run(jax))
 
 
+@unflagged
 def test_a_saved_gradient_is_not_computed_again() -> None:
     def count(policy: Any) -> int:
         def step(theta: Any, eta: Any) -> Any:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.extend.core import check_jaxpr
-from support import assert_close, compiled, equations
+from support import assert_close, compiled, equations, unflagged
 
 from mixflow.compiler.equations import rewrite_equations
 from mixflow.compiler.orientation import orient_product
@@ -67,6 +67,7 @@ def test_not(left, right, dims):
     assert str(rewrite_equations(before, orient_product)) == str(before)
 
 
+@unflagged
 def test_in_loops_branches_and_checkpoints():
     def f(x, y):
         @jax.checkpoint

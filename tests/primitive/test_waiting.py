@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
-from support import assert_close, equations
+from support import assert_close, equations, unflagged
 
 from mixflow.compiler.equations import rewrite_equations
 from mixflow.compiler.waiting import wait_for_less
@@ -39,6 +39,7 @@ def pushed_pullback(f: Any, barriers: Any) -> Any:
 STARTS = pytest.mark.parametrize("start", [jnp.asarray, jnp.sin], ids=["data", "computed"])
 
 
+@unflagged
 @STARTS
 def test_the_tangent_of_a_parameter_does_not_wait_where_the_parameter_does_not(start: Any) -> None:
     f = pushed_pullback(lambda w, x: jnp.tanh(start(x) @ w), (False, True))
@@ -52,6 +53,7 @@ def test_the_tangent_of_a_parameter_does_not_wait_where_the_parameter_does_not(s
     assert_close(results, jax.tree.leaves(f(W, X)))
 
 
+@unflagged
 def test_what_a_tangent_alone_is_computed_from_waits() -> None:
     f = pushed_pullback(lambda w, x: jnp.tanh(x @ jnp.exp(w)), (False, True))
     closed = rewrite_equations(jax.make_jaxpr(f)(W, X), wait_for_less)
@@ -60,6 +62,7 @@ def test_what_a_tangent_alone_is_computed_from_waits() -> None:
     assert (4, 3) in held_shapes(eqn)
 
 
+@unflagged
 def test_other_layouts_of_it_may_be_shared() -> None:
     f = pushed_pullback(lambda w, x: jnp.tanh(x @ w.reshape(3, 4).T), (False, True))
     closed = rewrite_equations(jax.make_jaxpr(f)(W, X), wait_for_less)
@@ -67,6 +70,7 @@ def test_other_layouts_of_it_may_be_shared() -> None:
     assert (4, 3) not in held_shapes(eqn)
 
 
+@unflagged
 @STARTS
 def test_a_cotangent_of_a_parameters_shape_waits(start: Any) -> None:
     square = jnp.eye(4)

@@ -69,6 +69,10 @@ PLACES: dict[str, Callable[[Function, Any, Any], Any]] = {
 }
 
 
+REFERENCES = {"checkpointed": lambda act, h, e: act(e) * h**2}
+"""With `jax_remat3` JAX gives another gradient of an untrue rule in a checkpoint than without."""
+
+
 def meta_gradient(act: Function, place: Function) -> Function:
     """The gradient through two steps in a scan, so that points depend on the hyperparameters."""
 
@@ -90,7 +94,7 @@ def meta_gradient(act: Function, place: Function) -> Function:
 @pytest.mark.parametrize("rule", RULES)
 def test_rules_have_the_value_that_plain_jax_gives_them(rule: str, place: str) -> None:
     gradient = meta_gradient(RULES[rule], PLACES[place])
-    expected = jax.jit(gradient)(E, T, X)
+    expected = jax.jit(meta_gradient(RULES[rule], REFERENCES.get(place, PLACES[place])))(E, T, X)
     for passes in PASSES:
         assert_close(mixflow.compile(gradient, passes=passes)(E, T, X), expected)
 
