@@ -19,7 +19,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import partial, reduce
+from operator import or_
 from typing import Any
 
 import jax
@@ -27,6 +28,7 @@ import jax.core
 from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
 from jax.interpreters import ad, mlir
 
+from mixflow.compiler.analysis.reach import Reach
 from mixflow.compiler.barrier import held_back
 from mixflow.compiler.differentiand import (
     Differentiand,
@@ -112,16 +114,32 @@ def _vjp_jvp(
         results, _ = _jvp_of(lambda *operands: _vjp(*operands, **params), primals, tangents)
     else:
         results = vjp_p.bind(*primals, **params)
+    zeros = [ad.Zero(jax.typeof(result).to_tangent_aval()) for result in results]
+    follows = _follows(primals, perturbed, params)
+    if not any(follows):
+        return results, zeros
+    reached_by = reduce(or_, follows)
+    perturbed = tuple(bool(reached_by >> place & 1) for place in range(len(perturbed)))
     pushed = pushforward_p.bind(
         *primals, *partition(perturbed, tangents)[0], perturbed=perturbed, **params
     )
     inexact = [is_inexact(jax.typeof(result)) for result in results]
-    zeros = [
-        ad.Zero(jax.typeof(result).to_tangent_aval())
-        for result, keep in zip(results, inexact, strict=True)
-        if not keep
+    pushed = merge(inexact, pushed, partition(inexact, zeros)[1])
+    return results, [
+        tangent if follow else zero
+        for follow, tangent, zero in zip(follows, pushed, zeros, strict=True)
     ]
-    return results, merge(inexact, pushed, zeros)
+
+
+def _follows(primals: Values, perturbed: tuple[bool, ...], params: dict[str, Any]) -> list[int]:
+    """For each result of a pullback the operands whose tangents reach it, as bits of a number.
+
+    The gradient of `sum(c * x)` follows c, but not x. A cotangent of zeros for x would ask for
+    derivatives that JAX may not have, of what x is computed by, where plain JAX asks for none.
+    """
+    closed = spelled_out(vjp_p, list(map(jax.typeof, primals)), params)
+    bits = [1 << place if moves else 0 for place, moves in enumerate(perturbed)]
+    return Reach().program(closed.jaxpr, bits)
 
 
 def _jvp_of(function: Callable[..., list[Any]], primals: Values, tangents: Values) -> Any:

@@ -174,9 +174,22 @@ def test_what_has_no_second_derivative_in_a_parameter() -> None:
     assert_same_meta_gradient(outer, jnp.array([1.5, 2.0]))
 
 
-def test_a_parameter_in_which_there_is_one_derivative_alone() -> None:
+@pytest.mark.parametrize("weights", [lambda theta, eta: eta, lambda theta, eta: theta * eta])
+@pytest.mark.parametrize(
+    ("place", "steps"),
+    [
+        (lambda f: f, 1),
+        (jax.checkpoint, 2),
+        (lambda f: lambda x, eta: lax.scan(lambda x, _: (f(x, eta), None), x, length=1)[0], 1),
+    ],
+    ids=["bare", "in a checkpoint", "in a scan"],
+)
+def test_a_parameter_in_which_there_is_one_derivative_alone(
+    place: Any, steps: int, weights: Any
+) -> None:
     """Plain JAX asks for no second, as what is computed from `shape` is flat. RoF would."""
 
+    @place
     def flat(shape: Any, eta: Any) -> Any:
         def slope(shape: Any) -> Any:
             return jnp.vdot(jax.grad(lambda y: jnp.sum(jax.nn.relu(y) ** 2))(shape), eta)
@@ -184,10 +197,13 @@ def test_a_parameter_in_which_there_is_one_derivative_alone() -> None:
         return jax.grad(slope)(jax.scipy.special.gammaincc(shape, 0.9))
 
     def loss(theta: Any, eta: Any) -> Any:
-        return jnp.sum(flat(1.2 + theta**2, eta) * jnp.sin(theta))
+        return jnp.sum(flat(1.2 + theta**2, weights(theta, eta)) * jnp.sin(theta))
 
     def meta(eta: Any) -> Any:
-        return jnp.sum(jax.grad(loss)(X, eta) ** 2)
+        theta = X
+        for _ in range(steps):
+            theta = theta - jax.grad(loss)(theta, eta)
+        return jnp.sum(theta**2)
 
     f = jax.value_and_grad(meta)
     trace = captures(f, X)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
+from operator import or_
 from typing import Any
 
 from jax.extend.core import Literal
@@ -12,8 +14,11 @@ from mixflow.compiler.differentiand import is_inexact
 from mixflow.compiler.primitives import row_of
 
 
-class Reach(Interpretation[bool]):
+class Reach(Interpretation[int]):
     """The walk. A value is reached where it has a tangent that need not be zero.
+
+    A fact is the set of inputs whose tangents reach the value, as the bits of a number: 1 or True
+    for the one set that most callers ask of, 1, 2, 4, … to tell inputs apart.
 
     `found` collects the reached equations that have no program inside, and the while loops, in
     order, each once; `resting` those that are not reached where they are called; `once` those that
@@ -30,25 +35,27 @@ class Reach(Interpretation[bool]):
         """The equations that were reached."""
         return list(self._found.values())
 
-    def constant(self, value: Any) -> bool:
+    def constant(self, value: Any) -> int:
         del value
         return False
 
-    def join(self, one: bool, other: bool) -> bool:
-        return one or other
+    def join(self, one: int, other: int) -> int:
+        return one | other
 
-    def equation(self, eqn: Any, args: list[bool]) -> list[bool]:
+    def equation(self, eqn: Any, args: list[int]) -> list[int]:
         results = super().equation(eqn, args)
         if eqn.primitive.name == "while" and any(results):
             self._found[id(eqn)] = eqn  # it has no reverse mode
         return results
 
-    def leaf(self, eqn: Any, args: list[bool]) -> list[bool]:
+    def leaf(self, eqn: Any, args: list[int]) -> list[int]:
         if not any(args):
             self.resting.append(eqn)
             return [False] * len(eqn.outvars)
         if eqn.primitive.name == "stop_gradient":
             return [False] * len(eqn.outvars)
+        if eqn.primitive.name == "optimization_barrier":
+            return args  # each result is its operand
         function = eqn.params.get("function")
         if hasattr(function, "carries"):
             self._derivative(eqn, function, args)
@@ -56,9 +63,10 @@ class Reach(Interpretation[bool]):
             self._found[id(eqn)] = eqn
             if any(args[place] for place in row_of(eqn).once):
                 self.once.append(eqn)
-        return [is_inexact(var.aval) for var in eqn.outvars]
+        reached_by = reduce(or_, args)
+        return [reached_by if is_inexact(var.aval) else False for var in eqn.outvars]
 
-    def _derivative(self, eqn: Any, function: Any, args: list[bool]) -> None:
+    def _derivative(self, eqn: Any, function: Any, args: list[int]) -> None:
         """A symbolic derivative differentiates its function in all of the point by itself."""
         consts = args[: function.num_consts]
         point = args[function.num_consts : function.num_consts + function.num_points]
