@@ -13,14 +13,14 @@ cotangent, the transposition of that rule is one. `docs/derivative-rule.md` prov
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun, jaxprs_in_params
 from jax.interpreters import ad
 
 from mixflow.compiler import jax_compat
@@ -37,6 +37,10 @@ from mixflow.compiler.equations import as_custom_jvp, rewrite_equations, run_rew
 from mixflow.compiler.flagged import without_flags
 from mixflow.compiler.fusible_groups import with_fusible_groups
 from mixflow.compiler.zeros import symbolic_zeros
+
+UNROLLED = 64
+"""Equations that a loop in a custom rule may come to when it is unrolled: no more than a rule of a
+usual size has without a loop, so that XLA takes as long for it."""
 
 
 def transposed_pullback(
@@ -105,7 +109,28 @@ def _forward_program(function: Differentiand) -> ClosedJaxpr:
 
 def _all_with_forward_mode(closed: ClosedJaxpr) -> ClosedJaxpr:
     """A forward rule may call the function itself: that is to have a forward mode as well."""
-    return rewrite_equations(without_flags(closed), _with_forward_mode)
+    return rewrite_equations(rewrite_equations(without_flags(closed), _unroll), _with_forward_mode)
+
+
+def _unroll(eqn: Any) -> list[Any]:
+    """A short loop without its loop.
+
+    Its reverse pass stacks a value of each step. XLA makes the zeros that a stack starts from
+    before everything else, for the rules of all layers at once, whatever is rerun later.
+    """
+    if eqn.primitive.name != "scan":
+        return [eqn]
+    length, body = eqn.params["length"], eqn.params["jaxpr"].jaxpr
+    if length * sum(1 for _ in _equations(body)) > UNROLLED:
+        return [eqn]
+    return [eqn.replace(params={**eqn.params, "unroll": max(1, length)})]
+
+
+def _equations(jaxpr: Any) -> Iterator[Any]:
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for inner in jaxprs_in_params(eqn.params):
+            yield from _equations(inner)
 
 
 def _with_forward_mode(eqn: Any) -> list[Any]:

@@ -24,6 +24,7 @@ X = jnp.array([0.5, -1.5, 2.0])
 ROF = "reverse-over-forward"
 BOTH = f"forward-over-reverse,{ROF}"
 CHECKPOINTED = f"canonicalize,cse,fuse-value-and-pullback,canonicalize,{ROF},checkpoint-inner-loop"
+SEGMENTED = f"canonicalize,{BOTH},checkpoint-inner-loop,save-inner-gradients,segment-loss"
 
 
 @jax.custom_vjp
@@ -127,6 +128,43 @@ def test_the_third_derivative():
         return jnp.sum(jax.grad(meta(untrue_loss))(eta) ** 2)
 
     assert_right(third, X, passes=f"canonicalize,{ROF}")
+
+
+def smoothed(x, g):
+    """The pullback of a rule, with a short loop in it."""
+    return jax.lax.scan(lambda g, _: (g * jax.nn.sigmoid(x), None), g, length=2)[0]
+
+
+@jax.custom_vjp
+def with_a_loop(x):
+    return jax.nn.gelu(x)
+
+
+with_a_loop.defvjp(lambda x: (jax.nn.gelu(x), x), lambda x, g: (jax.jit(smoothed)(x, g),))
+
+
+def test_a_short_loop_in_a_rule_takes_no_more_memory_than_the_function():
+    def figures(act):
+        def loss(theta, eta):
+            y = jnp.ones((256, 16))
+            for layer in theta:
+                y = act(y @ layer)
+            return jnp.mean(jnp.exp(eta) * jnp.sum(y**2, 1))
+
+        def outer(eta, theta):
+            for _ in range(2):
+                gradient = jax.grad(loss)(theta, eta)
+                theta = jax.tree.map(lambda t, g: t - 0.1 * g, theta, gradient)
+            return loss(theta, eta)
+
+        f = jax.value_and_grad(outer)
+        args = jnp.zeros(256), [jnp.eye(16) * 0.9] * 8
+        expected, _ = run_and_measure(jax.jit(f), *args)
+        result, memory = run_and_measure(mixflow.compile(f, passes=SEGMENTED), *args)
+        assert_close(result, expected)
+        return memory
+
+    assert figures(with_a_loop) <= 1.1 * figures(jax.nn.gelu)
 
 
 def test_the_plan_takes_it_where_the_symmetric_rule_is_not_allowed():
