@@ -108,7 +108,7 @@ def reached_variables(jaxpr: Any, moving: Sequence[bool]) -> set[Any]:
     flags = _flags(jaxpr, moving)
     reached.update(var for var, flag in zip(opened.invars, flags, strict=True) if flag)
     for eqn in opened.eqns:
-        args = [not isinstance(atom, Literal) and atom in reached for atom in eqn.invars]
+        args = [int(not isinstance(atom, Literal) and atom in reached) for atom in eqn.invars]
         results = reach.equation(eqn, args)
         reached.update(var for var, flag in zip(eqn.outvars, results, strict=True) if flag)
     return reached
