@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.core
+from jax.tree_util import tree_leaves
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional arguments, and arguments by name."""
@@ -80,3 +81,9 @@ class Arguments:
 
         jax.jit(note, **self._static).trace(*[0] * count, **dict.fromkeys(names, 0))
         return found[-1]
+
+
+def has_open_sizes(args: Any) -> bool:
+    """Whether `jax.export` has left a size of the arguments open, arrays or shapes in a pytree."""
+    shapes = (getattr(leaf, "shape", ()) for leaf in tree_leaves(args))
+    return any(jax.export.is_symbolic_dim(size) for shape in shapes for size in shape)

@@ -19,13 +19,13 @@ from mixflow.compiler.meshes import on_hidden_meshes
 from mixflow.compiler.pipeline import Optimised, import_only, optimise, parse_passes
 from mixflow.compiler.recording import current_recording
 from mixflow.errors import BudgetError, InputError
-from mixflow.runtime.arguments import Arguments
+from mixflow.runtime.arguments import Arguments, has_open_sizes
 from mixflow.runtime.backend import compiler_options
 from mixflow.runtime.budget import budget_bytes, format_bytes
 from mixflow.runtime.measure import copied, total_bytes
 from mixflow.runtime.noise import MovedRoundings
 from mixflow.runtime.options import Options
-from mixflow.runtime.planning import Chooser, Use, has_open_sizes
+from mixflow.runtime.planning import Chooser, Use
 from mixflow.runtime.staged import Kinds, Staged
 from mixflow.runtime.verify import verify_results
 

@@ -14,7 +14,8 @@ import numpy as np
 from jax.tree_util import tree_map
 
 from mixflow.compiler.analysis.costs import program_cost
-from mixflow.runtime.arguments import Arguments
+from mixflow.errors import InputError
+from mixflow.runtime.arguments import Arguments, has_open_sizes
 
 _RUNS = 3
 
@@ -75,7 +76,15 @@ def measure(
         args, kwargs: arrays or `jax.ShapeDtypeStruct`.
         run: also time it; shapes are then filled with `concrete`.
         static: the jit options that say what is static.
+
+    Raises:
+        InputError: a size is symbolic. XLA compiles, and counts bytes of, known sizes alone.
     """
+    if has_open_sizes((args, kwargs)):
+        raise InputError(
+            f"the arguments of {jitted.__name__} have symbolic sizes, and figures are of known "
+            "ones: give numbers in their place (a program can be exported with symbolic ones)"
+        )
     start = time.perf_counter()
     traced = jitted.trace(*args, **kwargs)
     lowered = traced.lower()

@@ -17,6 +17,7 @@ from mixflow.compiler.pipeline import Optimised, optimise, parse_passes
 from mixflow.compiler.plan import Candidate, balanced
 from mixflow.compiler.planner import Planner
 from mixflow.errors import BudgetError
+from mixflow.runtime.arguments import has_open_sizes
 from mixflow.runtime.backend import planning_device
 from mixflow.runtime.budget import format_bytes
 from mixflow.runtime.measure import Measurement, measure, total_bytes
@@ -76,12 +77,6 @@ class Use:
         """The same use, knowing what the program returns for these arguments."""
         result = tree_unflatten(captured.out_tree, captured.jaxpr.out_avals)
         return replace(self, loss=is_meta_loss(result, args))
-
-
-def has_open_sizes(args: Any) -> bool:
-    """Whether `jax.export` has left a size of the arguments open, arrays or shapes in a pytree."""
-    shapes = (getattr(leaf, "shape", ()) for leaf in tree_leaves(args))
-    return any(jax.export.is_symbolic_dim(size) for shape in shapes for size in shape)
 
 
 class Chooser:

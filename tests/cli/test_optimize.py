@@ -125,6 +125,18 @@ other.example_args(lambda: (1.0,))
 
 
 NO_EXAMPLES = MODEL.split("@meta_loss.example_args", maxsplit=1)[0]
+SYMBOLIC = """
+import jax
+import mixflow
+
+@mixflow.compile
+def meta_loss(x):
+    return jax.grad(lambda x: (x**3).sum())(x).sum()
+
+@meta_loss.example_args
+def _():
+    return (jax.ShapeDtypeStruct(jax.export.symbolic_shape("size"), "float32"),)
+"""
 WRONG_INPUT: dict[str, tuple[list[str], str, str]] = {
     "missing file": (["optimize", "absent.py"], MODEL, "absent.py: no such file"),
     "not Python": (["optimize", "model.txt"], MODEL, "model.txt: no such file"),
@@ -144,6 +156,7 @@ WRONG_INPUT: dict[str, tuple[list[str], str, str]] = {
     "unknown option": (["optimize", "model.py", "--nope"], MODEL, "--nope"),
     "unknown format": (["optimize", "model.py", "--format", "xml"], MODEL, "xml"),
     "unknown command": (["optimise", "model.py"], MODEL, "optimise"),
+    "symbolic sizes": (["optimize", "model.py"], SYMBOLIC, "meta_loss have symbolic sizes"),
     "no model": (["optimize"], MODEL, "MODEL.py"),
 }
 
