@@ -10,11 +10,18 @@ at the uses of one of them alone when it lets a kernel write its result over an 
 `out` takes v's buffer, since the addition reads v entry by entry, and w is overwritten while it is
 read. So no array passes a barrier here: a zero does, XLA no longer knows that it is one, and adding
 it keeps a second run of the same computation apart from the first as well.
+
+XLA takes an operand out of a barrier if nothing else reads it, or what reads it can compute it
+again. A cotangent is such an operand often, and it is what the second run is to wait for: else the
+second runs of all steps of an unrolled loop begin at once, and 9 MB become 47. So the zero is
+computed from one entry of each operand, too. Not on several devices: to read an entry of an array
+that lies on all of them would take communication.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -25,6 +32,7 @@ from jax.extend.core import primitives
 from jax.extend.mlir.dialects import stablehlo
 from jax.interpreters import mlir
 
+from mixflow.compiler import jax_compat
 from mixflow.compiler.barrier import barrier_p
 
 MERGES_RUNS = jax.__version_info__ < (0, 11)
@@ -63,20 +71,29 @@ def _barrier(ctx: Any, *args: Any) -> Sequence[Any]:
     # Where nothing is added, what passes the barrier is taken: the dtype is None.
     added = [aval.dtype if _adds(aval) else None for aval in ctx.avals_in]
     dtypes = dict.fromkeys(dtype for dtype in added if dtype is not None)
-    # Added to anything, 0.0 included, -0.0 changes no bit.
-    zeros = [mlir.ir_constant(_zero(dtype)) for dtype in dtypes]
     operands, _ = mlir.ir_tree_registry.flatten(args)
-    held = stablehlo.OptimizationBarrierOp([*operands, *zeros]).results
-    waiting = dict(zip(dtypes, held[len(args) :], strict=True))
+    held = stablehlo.OptimizationBarrierOp([*operands, mlir.ir_constant(np.int32(0))]).results
+    late = args if jax_compat.is_for_one_device(ctx) else ()
+    avals = [jax.core.ShapedArray((), np.dtype(np.int32)), *ctx.avals_in[: len(late)]]
+    made = mlir.lower_fun(partial(_zeros, tuple(dtypes)), multiple_results=True)
+    waiting = dict(zip(dtypes, made(ctx.replace(avals_in=avals), held[-1], *late), strict=True))
     return [
         own if dtype is None else _added(arg, waiting[dtype], dtype)
-        for arg, dtype, own in zip(args, added, held[: len(args)], strict=True)
+        for arg, dtype, own in zip(args, added, held[:-1], strict=True)
     ]
 
 
-def _zero(dtype: Any) -> Any:
-    zero = np.zeros((), dtype)
-    return zero if dtype.kind == "b" else -zero
+def _zeros(dtypes: Sequence[Any], zero: Any, *args: Any) -> list[Any]:
+    """A zero of each dtype that is not there before every operand is.
+
+    Added to anything, 0.0 included, -0.0 changes no bit.
+    """
+    arrays = [arg for arg in args if jnp.issubdtype(arg.dtype, jnp.floating) and arg.size]
+    if arrays:
+        firsts = [jax.lax.slice(arg, [0] * arg.ndim, [1] * arg.ndim) for arg in arrays]
+        positive = jnp.array([first.reshape(()) > 0 for first in firsts])
+        zero = zero * jnp.sum(positive, dtype=jnp.int32)
+    return [zero.astype(dtype) if dtype.kind == "b" else -zero.astype(dtype) for dtype in dtypes]
 
 
 def _adds(aval: Any) -> bool:

@@ -291,6 +291,14 @@ def vmap_again(function: Callable[..., Any], batched: Any) -> Callable[..., Any]
     return jax.jit(vmapped)
 
 
+def is_for_one_device(ctx: Any) -> bool:
+    """Whether a program that is being lowered runs on one device.
+
+    Why private: what a lowering rule is given has no public account of its devices.
+    """
+    return getattr(ctx.module_context.axis_context, "num_devices", None) == 1
+
+
 def trace_of(tracer: Any) -> Any:
     """The trace that a tracer belongs to.
 
