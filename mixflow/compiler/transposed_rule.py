@@ -24,6 +24,7 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun, jaxprs_in_params
 from jax.interpreters import ad
 
 from mixflow.compiler import jax_compat
+from mixflow.compiler.analysis.linearity import why_not_linear
 from mixflow.compiler.differentiand import (
     Differentiand,
     Values,
@@ -36,6 +37,7 @@ from mixflow.compiler.differentiand import (
 from mixflow.compiler.equations import as_custom_jvp, rewrite_equations, run_rewritten
 from mixflow.compiler.flagged import without_flags
 from mixflow.compiler.fusible_groups import with_fusible_groups
+from mixflow.compiler.recording import paused
 from mixflow.compiler.zeros import symbolic_zeros
 
 UNROLLED = 64
@@ -108,8 +110,17 @@ def _forward_program(function: Differentiand) -> ClosedJaxpr:
 
 
 def _all_with_forward_mode(closed: ClosedJaxpr) -> ClosedJaxpr:
-    """A forward rule may call the function itself: that is to have a forward mode as well."""
-    return rewrite_equations(rewrite_equations(without_flags(closed), _unroll), _with_forward_mode)
+    """A forward rule may call the function itself: that is to have a forward mode as well.
+
+    It may also call others, whose rules nobody has looked at yet.
+    """
+    return rewrite_equations(rewrite_equations(without_flags(closed), _unroll), _if_linear)
+
+
+def _if_linear(eqn: Any) -> list[Any]:
+    with paused():
+        is_linear = eqn.primitive.name != "custom_vjp_call" or why_not_linear(eqn) is None
+    return _with_forward_mode(eqn) if is_linear else [eqn]
 
 
 def _unroll(eqn: Any) -> list[Any]:
@@ -134,7 +145,7 @@ def _equations(jaxpr: Any) -> Iterator[Any]:
 
 
 def _with_forward_mode(eqn: Any) -> list[Any]:
-    """A `custom_vjp` as a `custom_jvp` whose rule is its transposed backward rule."""
+    """A `custom_vjp` whose rule is linear as a `custom_jvp`: its transposed backward rule."""
     inner = eqn.params.get("function")
     if isinstance(inner, Differentiand) and inner.custom:
         # A gradient inside of f. A custom_vjp in its function may depend on no part of its point:

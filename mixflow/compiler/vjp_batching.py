@@ -18,6 +18,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import batching
 
 from mixflow.compiler import jax_compat
+from mixflow.compiler.analysis.mapped import shares_results
 from mixflow.compiler.analysis.replay import Replay, where_rules_run
 from mixflow.compiler.differentiand import Differentiand, Values, spec_of
 from mixflow.compiler.recording import current_recording, paused
@@ -37,8 +38,8 @@ def _batched(
 ) -> Differentiand | None:
     """`vmap f` over the consts marked in `mapped` and over all of x, traced once per pattern.
 
-    None where JAX could not run its custom rules, or not transpose what they compute: it maps
-    them while it runs them then, or after.
+    None where JAX could not run its custom rules, or not transpose what they compute, or where
+    lanes would share a rule's cotangent: JAX maps them while it runs them then, or after.
     """
     name = jax_compat.public_axis_name(axis)
     key = (mapped, name, axis.size, axis.spmd_name)
@@ -54,7 +55,8 @@ def _batched(
         jaxpr = jax.make_jaxpr(call)(*operands)
         batched = replace(function, jaxpr=jaxpr)
         runs = where_rules_run(jaxpr.jaxpr) is not Replay.AT_ONCE and _has_gradient(batched)
-        function.batched[key] = batched if runs else None
+        shares = shares_results(function.jaxpr, (*mapped, *(True,) * function.num_points))
+        function.batched[key] = batched if runs and not shares else None
     return function.batched[key]
 
 

@@ -153,6 +153,8 @@ def why_not_linear(eqn: Any) -> str | None:
         return f"its rule cannot be looked at ({type(error).__name__})"
     if not all(map(jax_compat.is_axis_effect, rule.jaxpr.effects)):
         return "its rule has effects"
+    if any(one.primitive.name == "remat_opt" for one in rule.jaxpr.eqns):
+        return "its rule was given with optimize_remat, which JAX cannot push forward"
     return _why_not_linear(rule)
 
 

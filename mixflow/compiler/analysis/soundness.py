@@ -124,7 +124,10 @@ class FunctionSoundness:
     @cached_property
     def _obstacles(self) -> tuple[Suspect, ...]:
         with paused():
-            reasons = [(one, why_not_transposed(one)) for one in self._reached]
+            # Of what rests as well: JAX pulls the sum of all its cotangents back through it, those
+            # of a loop's steps and of a gradient inside f included. Here each would be by itself.
+            rests = [one for one in self._reach.resting if is_custom(one)]
+            reasons = [(one, why_not_transposed(one)) for one in (*self._reached, *rests)]
             why = "JAX has no second derivative of it in one of its arguments"
             reasons += [(one, why) for one in self._reach.once]
             found = tuple(dict.fromkeys(named(one, why) for one, why in reasons if why is not None))
