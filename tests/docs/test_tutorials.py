@@ -15,6 +15,7 @@ PAGES = (
     "tutorials/data-weighting.md",
     "tutorials/maml.md",
     "tutorials/hyperparameters.md",
+    "from-scratch.md",
 )
 SHOWN_FROM = "0.10.2"  # the version of JAX that the pages' outputs are from
 
