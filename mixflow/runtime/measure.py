@@ -80,7 +80,7 @@ def measure(
     Raises:
         InputError: a size is symbolic. XLA compiles, and counts bytes of, known sizes alone.
     """
-    if has_open_sizes((args, kwargs)):
+    if has_open_sizes(Arguments(jitted, static or {}).traced(args, kwargs)):
         raise InputError(
             f"the arguments of {jitted.__name__} have symbolic sizes, and figures are of known "
             "ones: give numbers in their place (a program can be exported with symbolic ones)"
