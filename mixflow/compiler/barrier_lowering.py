@@ -88,7 +88,8 @@ def _zeros(dtypes: Sequence[Any], zero: Any, *args: Any) -> list[Any]:
 
     Added to anything, 0.0 included, -0.0 changes no bit.
     """
-    arrays = [arg for arg in args if jnp.issubdtype(arg.dtype, jnp.floating) and arg.size]
+    floats = [arg for arg in args if jnp.issubdtype(arg.dtype, jnp.floating)]
+    arrays = [arg for arg in floats if all(isinstance(n, int) and n > 0 for n in arg.shape)]
     if arrays:
         firsts = [jax.lax.slice(arg, [0] * arg.ndim, [1] * arg.ndim) for arg in arrays]
         positive = jnp.array([first.reshape(()) > 0 for first in firsts])

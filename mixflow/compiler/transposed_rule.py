@@ -132,7 +132,8 @@ def _unroll(eqn: Any) -> list[Any]:
     if eqn.primitive.name != "scan":
         return [eqn]
     length, body = eqn.params["length"], eqn.params["jaxpr"].jaxpr
-    if length * sum(1 for _ in _equations(body)) > UNROLLED:
+    is_known = isinstance(length, int)  # jax.export has symbolic ones
+    if not is_known or length * sum(1 for _ in _equations(body)) > UNROLLED:
         return [eqn]
     return [eqn.replace(params={**eqn.params, "unroll": max(1, length)})]
 

@@ -41,6 +41,26 @@ def of_layers(theta: Any, eta: Any, x: Any) -> Any:
     return jnp.mean(x**2)
 
 
+@jax.custom_vjp
+def act(x: Any) -> Any:
+    return jnp.sin(x)
+
+
+def pull_over_rows(x: Any, g: Any) -> tuple[Any]:
+    return (jax.lax.scan(lambda g, row: (g * jnp.cos(jnp.sum(row) * x), None), g, x)[0],)
+
+
+act.defvjp(lambda x: (jnp.sin(x), x), pull_over_rows)
+
+
+def of_a_rule(theta: Any, eta: Any, x: Any) -> Any:
+    return jnp.mean(act(x @ theta * eta) ** 2)
+
+
+def with_a_rule(theta: Any, xs: Any, eta: Any) -> Any:
+    return steps_over(of_a_rule, theta, xs, eta)
+
+
 def in_tasks(theta: Any, xs: Any, eta: Any) -> Any:
     return jnp.mean(jax.vmap(lambda x: steps_over(deep, theta, x[None], eta))(xs))
 
@@ -70,6 +90,7 @@ CASES: dict[str, tuple[Any, str, str | None]] = {
     "every pass": (over_the_batches, "b, n, 3", EVERYTHING),
     "every pass on a batch": (over_the_batches, "2, b, 3", EVERYTHING),
     "every pass on layers": (over_the_layers, "b, 3, 3", EVERYTHING),
+    "a loop in a rule": (with_a_rule, "b, n, 3", "reverse-over-forward"),
     "every pass on tasks": (in_tasks, "b, n, 3", EVERYTHING),
 }
 
