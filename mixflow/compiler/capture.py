@@ -33,7 +33,7 @@ from mixflow.compiler.analysis.effects import effects_in
 from mixflow.compiler.analysis.replay import NEEDS_VALUES, Replay, closed_over, where_rules_run
 from mixflow.compiler.analysis.rules import equations_with_effects
 from mixflow.compiler.analysis.soundness import FunctionSoundness
-from mixflow.compiler.analysis.subprograms import nested_jaxprs
+from mixflow.compiler.analysis.subprograms import equations_in
 from mixflow.compiler.differentiand import TreeDef, is_inexact, named_after
 from mixflow.compiler.flagged import has_forward_mode, without_flags
 from mixflow.compiler.joining import join_where_not_linear, torn_functions
@@ -146,15 +146,13 @@ def _unfit(traced: TracedFunction) -> str | None:
 
 def _unseen_derivatives(jaxpr: Any) -> Iterator[Decline]:
     """A warning for each equation of a derivative that no `jax.vjp` was seen to make."""
-    for eqn in jaxpr.eqns:
+    for eqn in equations_in(jaxpr):
         if "transpose(" in str(eqn.source_info.name_stack):
             why = (
                 "the program differentiates, but not through a jax.vjp that mixflow saw: one "
                 "bound before mixflow was imported, as by `from jax import vjp`, is not seen"
             )
             yield Decline("capture", jax_compat.source_line(eqn.source_info), why)
-        for inner in nested_jaxprs(eqn):
-            yield from _unseen_derivatives(inner)
 
 
 @dataclass(frozen=True)

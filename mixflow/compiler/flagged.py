@@ -23,11 +23,11 @@ from typing import Any
 
 import jax
 from jax.ad_checkpoint import checkpoint_name
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr
 from jax.tree_util import tree_leaves, tree_map, tree_unflatten
 
 from mixflow.compiler import jax_compat
-from mixflow.compiler.analysis.subprograms import nested_jaxprs
+from mixflow.compiler.analysis.subprograms import equations_in
 from mixflow.compiler.differentiand import spec_of
 from mixflow.compiler.equations import rewrite_equations, run_rewritten
 
@@ -50,11 +50,8 @@ def has_forward_mode(jaxpr: Any) -> bool:
     """Whether JAX can push each equation forward that kept the flags' form, at any depth."""
     if jax.__version_info__ >= (0, 12):
         return True
-    return all(
-        type(eqn.params.get("_prim")).__name__ not in ("CustomVJPTraced", "VmapOf")
-        and all(map(has_forward_mode, nested_jaxprs(eqn)))
-        for eqn in jaxpr.eqns
-    )
+    kinds = (type(eqn.params.get("_prim")).__name__ for eqn in equations_in(jaxpr))
+    return not any(kind in ("CustomVJPTraced", "VmapOf") for kind in kinds)
 
 
 def _without_flags(eqn: Any) -> list[Any]:
@@ -92,20 +89,12 @@ def name_equation(name: str) -> Any:
 
 
 def _checkpoint(eqn: Any, rule: Any) -> Any:
-    barriers = getattr(rule, "prevent_cse", True)  # JAX 0.10 has it only without the flag
     if rule.jaxpr.consts:
-        return _checkpoint_with_constants(eqn, rule, barriers)
+        return eqn
+    barriers = getattr(rule, "prevent_cse", True)  # JAX 0.10 has it only without the flag
     made = checkpoint_equation(len(eqn.invars), rule.policy, barriers)
     params = {**made.params, "jaxpr": without_flags(rule.jaxpr).jaxpr}
     return eqn.replace(primitive=made.primitive, params=params)
-
-
-def _checkpoint_with_constants(eqn: Any, rule: Any, barriers: Any) -> Any:
-    """A jit, whose program may have constants, of a checkpoint, whose program may have none."""
-    program = jaxpr_as_fun(without_flags(rule.jaxpr))
-    wrapped = jax.jit(jax.checkpoint(program, policy=rule.policy, prevent_cse=barriers))
-    (made,) = jax.make_jaxpr(wrapped)(*[spec_of(var.aval) for var in eqn.invars]).jaxpr.eqns
-    return eqn.replace(primitive=made.primitive, params=made.params)
 
 
 def _custom_vjp(eqn: Any, rule: Any) -> Any:
@@ -150,10 +139,11 @@ def _plain_function(rule: Any) -> Callable[..., Any] | None:
 
 
 def _closes_over(rule: Any) -> bool:
-    """Whether a custom_vjp closes over values, arrays included: its forward rule is told apart by
-    JAX whether these move, and raises if so. The plain form could not tell.
+    """Whether a custom_vjp closes over values, arrays included.
 
-    They are the first argument of what JAX traces; before 0.11, constants of its jaxpr.
+    JAX raises where such a value has a tangent. In the plain form it would have none, and the
+    gradient would be wrong. JAX hands the values over as the first argument; before 0.11 they are
+    constants of the jaxpr.
     """
     if jax.__version_info__ < (0, 11):
         return bool(rule.traced.jaxpr.consts)
@@ -163,8 +153,6 @@ def _closes_over(rule: Any) -> bool:
 def _has_plain_form(rule: Any) -> bool:
     """Whether a custom_vjp needs nothing but its function, its two rules and its arguments."""
     special = ("symbolic_zeros", "opt_remat", "with_logs", "remat_rules", "bwd_accums")
-    if any(getattr(rule, name, None) for name in special):
-        return False
-    if _closes_over(rule):
+    if any(getattr(rule, name, None) for name in special) or _closes_over(rule):
         return False
     return len(rule.traced.jaxpr.in_avals) == len(rule.in_avals_flat)

@@ -13,18 +13,19 @@ cotangent, the transposition of that rule is one. `docs/derivative-rule.md` prov
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun, jaxprs_in_params
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.interpreters import ad
 
 from mixflow.compiler import jax_compat
 from mixflow.compiler.analysis.linearity import why_not_linear
+from mixflow.compiler.analysis.subprograms import equations_in
 from mixflow.compiler.differentiand import (
     Differentiand,
     Values,
@@ -41,8 +42,8 @@ from mixflow.compiler.recording import paused
 from mixflow.compiler.zeros import symbolic_zeros
 
 UNROLLED = 64
-"""Equations that a loop in a custom rule may come to when it is unrolled: no more than a rule of a
-usual size has without a loop, so that XLA takes as long for it."""
+"""The most equations that an unrolled loop in a custom rule may have: about as many as a rule has
+without a loop. XLA compiles more of them too slowly for what is gained."""
 
 
 def transposed_pullback(
@@ -133,16 +134,9 @@ def _unroll(eqn: Any) -> list[Any]:
         return [eqn]
     length, body = eqn.params["length"], eqn.params["jaxpr"].jaxpr
     is_known = isinstance(length, int)  # jax.export has symbolic ones
-    if not is_known or length * sum(1 for _ in _equations(body)) > UNROLLED:
+    if not is_known or length * sum(1 for _ in equations_in(body)) > UNROLLED:
         return [eqn]
     return [eqn.replace(params={**eqn.params, "unroll": max(1, length)})]
-
-
-def _equations(jaxpr: Any) -> Iterator[Any]:
-    for eqn in jaxpr.eqns:
-        yield eqn
-        for inner in jaxprs_in_params(eqn.params):
-            yield from _equations(inner)
 
 
 def _with_forward_mode(eqn: Any) -> list[Any]:

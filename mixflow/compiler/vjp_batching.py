@@ -54,9 +54,12 @@ def _batched(
         )
         jaxpr = jax.make_jaxpr(call)(*operands)
         batched = replace(function, jaxpr=jaxpr)
-        runs = where_rules_run(jaxpr.jaxpr) is not Replay.AT_ONCE and _has_gradient(batched)
-        shares = shares_results(function.jaxpr, (*mapped, *(True,) * function.num_points))
-        function.batched[key] = batched if runs and not shares else None
+        runs = (
+            not shares_results(function.jaxpr, (*mapped, *(True,) * function.num_points))
+            and where_rules_run(jaxpr.jaxpr) is not Replay.AT_ONCE
+            and _has_gradient(batched)
+        )
+        function.batched[key] = batched if runs else None
     return function.batched[key]
 
 

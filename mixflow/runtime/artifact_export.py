@@ -15,7 +15,7 @@ from jax.tree_util import keystr, tree_flatten_with_path
 
 from mixflow.compiler import jax_compat
 from mixflow.compiler.analysis.effects import callback_name
-from mixflow.compiler.analysis.subprograms import nested_jaxprs
+from mixflow.compiler.analysis.subprograms import equations_in
 from mixflow.errors import InputError
 from mixflow.runtime.arguments import Arguments
 from mixflow.runtime.artifact_leaf import Leaf
@@ -169,12 +169,10 @@ def _names(fun: Callable[..., Any], count: int) -> Iterator[str]:
 
 def _callbacks(jaxpr: Any) -> Iterator[str]:
     """Every call back to the host, in words."""
-    for equation in jaxpr.eqns:
+    for equation in equations_in(jaxpr):
         name = equation.primitive.name
         if name == "debug_print" or "callback" in name:
             yield f"{callback_name(equation)} at {_place(equation)} calls back to the host"
-        for inner in nested_jaxprs(equation):
-            yield from _callbacks(inner)
 
 
 def _place(equation: Any) -> str:

@@ -146,7 +146,7 @@ def test_a_rule_that_looks_at_symbolic_zeros_stays_and_stays_right(flags: None) 
 
 
 def test_such_a_rule_may_call_its_own_function(flags: None) -> None:
-    """The second derivative asks for the function's own, which is no forward mode in JAX 0.10."""
+    """The second derivative differentiates that call; JAX before 0.12 cannot push it forward."""
     function = jax.custom_vjp(jnp.sin)
     function.defvjp(
         lambda x: (function(x.value), jnp.cos(x.value)),
@@ -166,6 +166,26 @@ def test_a_rule_that_closes_over_an_array_in_a_checkpoint_that_saves_it(flags: N
     block = jax.checkpoint(lambda x: jnp.tanh(function(x)), policy=saving)
     loss = lambda theta, eta: jnp.sum(block(block(theta * eta)))  # noqa: E731
     assert_same_meta_gradient(meta_loss(loss), ETA, captured=PUSHED)
+
+
+@pytest.mark.parametrize("table", [1.0, TABLE], ids=["no constant", "an array"])
+def test_by_the_transposed_rule_outside_of_a_compiled_function(flags: None, table: Any) -> None:
+    """The rule makes a checkpoint of its own while JAX traces, and pushes the user's forward."""
+    through = jax.custom_jvp(lambda x: jnp.round(4 * x) / 4)  # no true derivative: not for FoR
+    through.defjvps(lambda bar, _, x: bar)
+
+    def loss(theta: Any, eta: Any) -> Any:
+        block = jax.checkpoint(lambda x: jnp.tanh(jnp.sin(x) * table))
+        return jnp.sum(through(jnp.exp(jnp.sin(block(theta * eta)))) * jnp.cos(theta))
+
+    def second(grad: Any) -> Any:
+        def meta(theta: Any, eta: Any) -> Any:
+            index = jnp.array([2, 0, 1])
+            return jnp.sum(jnp.sin(grad(lambda t, i: loss(t[i], eta * i))(theta, index)))
+
+        return jax.jit(jax.grad(meta, (0, 1)))(THETA, ETA)
+
+    assert_close(second(mixflow.grad), second(jax.grad))
 
 
 def test_a_program_without_such_equations_is_the_same_object() -> None:

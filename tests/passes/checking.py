@@ -91,6 +91,35 @@ def run_and_measure(f: Any, *args: Any) -> tuple[Any, int]:
     return compiled(*args), compiled.memory_analysis().temp_size_in_bytes
 
 
+def memory_of_unrolled_steps(act: Any, passes: str, *, steps: int, rows: int, layers: int) -> int:
+    """XLA's temporaries in bytes for a meta-gradient through steps without a loop, if it is right.
+
+    Arguments:
+        act: the activation of each layer, 16 wide.
+        passes: the plan.
+        steps, rows, layers: inner steps, rows of data, layers of the network.
+    """
+
+    def loss(theta: Any, eta: Any) -> Any:
+        y = jnp.ones((rows, 16))
+        for layer in theta:
+            y = act(y @ layer)
+        return jnp.mean(jnp.exp(eta) * jnp.sum(y**2, 1))
+
+    def outer(eta: Any, theta: Any) -> Any:
+        for _ in range(steps):
+            gradient = jax.grad(loss)(theta, eta)
+            theta = jax.tree.map(lambda t, g: t - 0.1 * g, theta, gradient)
+        return loss(theta, eta)
+
+    f = jax.value_and_grad(outer)
+    args = jnp.zeros(rows), [jnp.eye(16) * 0.9] * layers
+    expected, _ = run_and_measure(jax.jit(f), *args)
+    result, memory = run_and_measure(mixflow.compile(f, passes=passes), *args)
+    assert_close(result, expected)
+    return memory
+
+
 def executed(closed: Any, primitive: str) -> int:
     """How often the live equations of a primitive run in a program, loops' trip counts included."""
     used = [True] * len(closed.jaxpr.outvars)

@@ -13,10 +13,10 @@ from checking import (
     assert_right,
     check,
     ir,
+    memory_of_unrolled_steps,
     meta_args,
     meta_loss,
     optimised,
-    run_and_measure,
 )
 from support import assert_close
 
@@ -183,23 +183,6 @@ def test_each_unrolled_step_runs_again_by_itself(rule):
     """Without barriers, or where XLA takes cotangents out of them, all run again at once."""
 
     def memory(steps):
-        def loss(theta, eta):
-            y = jnp.ones((512, 16))
-            for layer in theta:
-                y = jnp.tanh(y @ layer)
-            return jnp.mean(jax.nn.sigmoid(eta) * jnp.sum((y - 1) ** 2, 1))
-
-        def outer(eta, theta):
-            for _ in range(steps):
-                gradient = jax.grad(loss)(theta, eta)
-                theta = jax.tree.map(lambda t, g: t - 0.1 * g, theta, gradient)
-            return loss(theta, eta)
-
-        f = jax.value_and_grad(outer)
-        args = jnp.zeros(512), [jnp.eye(16) * 0.9] * 6
-        expected, _ = run_and_measure(jax.jit(f), *args)
-        result, found = run_and_measure(mixflow.compile(f, passes=rule), *args)
-        assert_close(result, expected)
-        return found
+        return memory_of_unrolled_steps(jnp.tanh, rule, steps=steps, rows=512, layers=6)
 
     assert memory(6) < 1.5 * memory(2)

@@ -11,6 +11,7 @@ from checking import (
     assert_right,
     check,
     ir,
+    memory_of_unrolled_steps,
     meta_args,
     meta_loss,
     optimised,
@@ -145,24 +146,7 @@ with_a_loop.defvjp(lambda x: (jax.nn.gelu(x), x), lambda x, g: (jax.jit(smoothed
 
 def test_a_short_loop_in_a_rule_takes_no_more_memory_than_the_function():
     def figures(act):
-        def loss(theta, eta):
-            y = jnp.ones((256, 16))
-            for layer in theta:
-                y = act(y @ layer)
-            return jnp.mean(jnp.exp(eta) * jnp.sum(y**2, 1))
-
-        def outer(eta, theta):
-            for _ in range(2):
-                gradient = jax.grad(loss)(theta, eta)
-                theta = jax.tree.map(lambda t, g: t - 0.1 * g, theta, gradient)
-            return loss(theta, eta)
-
-        f = jax.value_and_grad(outer)
-        args = jnp.zeros(256), [jnp.eye(16) * 0.9] * 8
-        expected, _ = run_and_measure(jax.jit(f), *args)
-        result, memory = run_and_measure(mixflow.compile(f, passes=SEGMENTED), *args)
-        assert_close(result, expected)
-        return memory
+        return memory_of_unrolled_steps(act, SEGMENTED, steps=2, rows=256, layers=8)
 
     assert figures(with_a_loop) <= 1.1 * figures(jax.nn.gelu)
 

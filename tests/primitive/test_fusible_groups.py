@@ -169,6 +169,6 @@ def test_attention_needs_no_more_than_by_the_symmetric_rule(
     without_groups = by("reverse-over-forward")
     expected = jax.jit(jax.grad(meta))(jnp.ones(16))
     assert_close([symmetric[0], transposed[0]], [expected, expected])
-    # JAX 0.10 copies what waits at a barrier: of tangents as well by the transposed rule.
+    # JAX 0.10 copies what waits at a barrier. By the transposed rule tangents wait there as well.
     assert transposed[1] <= (1.02 if jax.__version_info__ >= (0, 11) else 1.12) * symmetric[1]
     assert without_groups[1] >= 1.07 * symmetric[1]  # 1.30 on JAX 0.12

@@ -71,9 +71,9 @@ CASES = [*((name, "bare") for name in LINEAR), *((n, f) for n in IN_FORMS for f 
 
 @pytest.mark.parametrize(("name", "form"), dict.fromkeys(CASES))
 def test_the_meta_gradient_of_a_linear_rule(name: str, form: str) -> None:
-    """Against the unrolled form: JAX before 0.12 is wrong of an untrue custom_jvp in a scan.
+    """Against the unrolled form: JAX before 0.12 is wrong about an untrue custom_jvp in a scan.
 
-    And without the checkpoint: with `jax_remat3` JAX is wrong of an untrue rule in one.
+    And without the checkpoint: with `jax_remat3` JAX is wrong about an untrue rule in one.
     """
     if form == "scan" and jax.__version__ < "0.12" and name == "custom_jvp, untrue":
         pytest.skip("the form itself is such a scan: there is no reference")

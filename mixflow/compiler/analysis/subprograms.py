@@ -16,10 +16,14 @@ def nested_jaxprs(equation: Any) -> Iterator[Any]:
         yield function.jaxpr.jaxpr
 
 
+def equations_in(jaxpr: Any) -> Iterator[Any]:
+    """Every equation of a jaxpr, at any depth, each before those inside it."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in nested_jaxprs(equation):
+            yield from equations_in(inner)
+
+
 def holds_derivative(jaxpr: Any) -> bool:
     """Whether a symbolic derivative stands anywhere in a jaxpr."""
-    return any(
-        hasattr(equation.params.get("function"), "suspects")
-        or any(map(holds_derivative, jaxprs_in_params(equation.params)))
-        for equation in jaxpr.eqns
-    )
+    return any(hasattr(one.params.get("function"), "suspects") for one in equations_in(jaxpr))
