@@ -204,6 +204,11 @@ class LossWriter:
         return Template(self.rng.choice(groups[group])).substitute(c=self._coefficient())
 
     def _call(self, rule: Rule) -> str:
+        if self.rng.random() < 0.15:  # the point does not reach it
+            self.features.append("rule at rest")
+            return (
+                f"h * jnp.tanh({rule.name}({self.rng.choice(('jnp.outer(e, e)', 'x', 'x * e'))}))"
+            )
         if rule.takes_c and self.rng.random() < 0.7:
             return f"{rule.name}(h, {self.rng.choice(('e', 'w[0]', 'x[0]', 'jnp.cos(e)'))})"
         return f"{rule.name}(h)"

@@ -208,10 +208,35 @@ def $name(x):
     found = ${name}_(x)
     return found["y"] + 0.1 * found["z"]
 """,
+    "two results, one of c alone": """\
+@jax.custom_vjp
+def ${name}_(x, c):
+    return $value, jnp.sin(c).sum()
+
+
+def ${name}_bwd(kept, gs):
+    x, c = kept
+    to_c = (lambda g: $map)(jnp.full_like(x, gs[1])).mean(0)
+    return (lambda g: $map * $slope)(gs[0]), to_c * jnp.cos(c)
+
+
+${name}_.defvjp(lambda x, c: (${name}_(x, c), (x, c)), ${name}_bwd)
+
+
+def $name(x, c=C):
+    y, z = ${name}_(x, c)
+    return y + 0.1 * z * y.mean()
+""",
     "checkpoint": _VJP
     + """\
 $name.defvjp(
     lambda x: ($value, x), jax.checkpoint(lambda x, g: ($map * $slope,))
+)
+""",
+    "optimize_remat": _VJP
+    + """\
+$name.defvjp(
+    lambda x: ($value, x), lambda x, g: ($map * $slope,), optimize_remat=True
 )
 """,
 }
@@ -297,8 +322,9 @@ $name.defjvp(${name}_jvp, symbolic_zeros=True)
 """,
 }
 
-_NOT_LINEAR_FORMS = ("symbolic zeros",)
-"""Forms that nobody can prove linear: what they do depends on which cotangents are known zeros."""
+_NOT_LINEAR_FORMS = ("symbolic zeros", "optimize_remat")
+"""Forms that nobody can prove linear: what the first does depends on which cotangents are known
+zeros; the second hides its rule in a primitive of JAX's own."""
 
 
 @dataclass(frozen=True)
@@ -337,7 +363,7 @@ def draw_rule(rng: Random, name: str) -> Rule:
         form=f"custom_{kind}, {form}, {map_}",
         linear=linear and form not in _NOT_LINEAR_FORMS,
         reverse_only=kind == "vjp",
-        takes_c="two arguments" in form,
+        takes_c="two arguments" in form or "of c" in form,
     )
 
 

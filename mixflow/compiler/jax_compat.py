@@ -383,13 +383,17 @@ def _wrapped_variable(code: CodeType) -> str | None:
     return wrappers.get(code.co_qualname)
 
 
-def is_custom_root(equation: Any) -> bool:
-    """Whether an equation is `jax.lax.custom_root`'s, where that has a primitive (JAX 0.12).
+def primitive_name(equation: Any) -> str:
+    """The name of an equation's primitive, as a printed jaxpr has it.
 
-    Why private: the class that tells such equations apart is not exported.
+    From JAX 0.12 on some of JAX's primitives are classes, such as `SearchSorted` and `CustomRoot`,
+    and their equations are all of `call_hi_primitive`. A class of somebody else's may be called
+    alike: its equations keep that name.
+
+    Why private: the classes are not exported.
     """
-    made = equation.params.get("_prim")
-    return type(made).__name__ == "CustomRoot" and type(made).__module__.startswith("jax._src.")
+    made = type(equation.params.get("_prim"))
+    return made.__name__ if made.__module__.startswith("jax._src.") else equation.primitive.name
 
 
 def rule_name(params: dict[str, Any]) -> tuple[str, str]:

@@ -11,6 +11,8 @@ from typing import Any
 
 from jax.extend.core import Literal
 
+from mixflow.compiler.jax_compat import primitive_name
+
 Operands = slice | tuple[int, ...]
 """Some of an equation's operands."""
 
@@ -66,7 +68,7 @@ TABLE: dict[str, Row] = {
     "reduce_precision": Row(true=True, linear=(ALL,), finite=True),
     # Linear in some operands.
     "select_n": Row(true=True, linear=(slice(1, None),), finite=True),
-    **_rows(_IN_FIRST, "dynamic_slice gather"),
+    **_rows(_IN_FIRST, "dynamic_slice gather Ldexp"),
     "dynamic_update_slice": Row(true=True, linear=((0, 1),), finite=True),
     **_rows(Row(true=True, linear=((0, 2),), finite=True), "scatter scatter-add scatter-sub"),
     **_rows(_BILINEAR, "mul dot_general conv_general_dilated ragged_dot_general"),
@@ -77,7 +79,7 @@ TABLE: dict[str, Row] = {
     **_rows(_SMOOTH, "exp exp2 expm1 sin cos sinh cosh tanh logistic erf erfc atan asinh square"),
     **_rows(_SMOOTH, "one_minus_square abs sign max min clamp sort top_k cummax cummin"),
     **_rows(_SMOOTH, "cumlogsumexp reduce_max reduce_min reduce_window_max reduce_window_min"),
-    **_rows(_SMOOTH, "bessel_i0e bessel_i1e polynomial"),
+    **_rows(_SMOOTH, "bessel_i0e bessel_i1e polynomial Frexp"),
     # True derivatives that can be infinite, or can have no rule of their own.
     **_rows(_SINGULAR, "log log2 log1p sqrt rsqrt cbrt pow integer_pow tan asin acos acosh atanh"),
     **_rows(_SINGULAR, "atan2 rem erf_inv lgamma digamma cumprod reduce_prod lu"),
@@ -96,6 +98,7 @@ TABLE: dict[str, Row] = {
     **_rows(_CONSTANT, "random_unwrap random_clone threefry2x32 rng_bit_generator rng_uniform"),
     **_rows(_CONSTANT, "lu_pivots_to_permutation iota_2x32_shape dim_as_value dimension_size"),
     **_rows(_CONSTANT, "shape_assertion platform_index approx_top_k inspect_sharding"),
+    **_rows(_CONSTANT, "SearchSorted Nonzero"),
 }
 """Rows by the primitives' names. What has a program inside is not here: its program is looked into.
 
@@ -112,7 +115,7 @@ def row_of(equation: Any) -> Row:
     Arguments:
         equation: of a jaxpr, without a program inside.
     """
-    name = equation.primitive.name
+    name = primitive_name(equation)
     if name == "div" and isinstance(equation.invars[1], Literal) and equation.invars[1].val != 0:
         return _IN_FIRST
     if name in ("svd", "qr") and not any(_is_complex(var.aval) for var in equation.invars):

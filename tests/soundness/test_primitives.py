@@ -162,6 +162,53 @@ def test_other_primitives_get_the_transposed_rule(name: str) -> None:
     assert text.count("[transposed rule]") == 1
 
 
+OF_CLASSES: dict[str, Callable[[Any], Any]] = {
+    "SearchSorted": lambda x: jnp.interp(x, jnp.array([0.0, 0.4, 1.0]), jnp.array([0.1, 0.9, 0.4])),
+    "Nonzero": lambda x: x[jnp.nonzero(x > 0.5, size=2)],
+    "Ldexp": lambda x: jnp.ldexp(x, 2),
+    "Frexp": lambda x: jnp.frexp(x)[0],
+}
+
+
+of_classes = pytest.mark.skipif(
+    jax.__version_info__ < (0, 12), reason="JAX 0.12 is the first to write primitives as classes"
+)
+
+
+@of_classes
+@pytest.mark.parametrize("name", OF_CLASSES)
+@pytest.mark.parametrize("rule", ["forward-over-reverse", "reverse-over-forward"])
+def test_primitives_that_jax_writes_as_classes(name: str, rule: str) -> None:
+    def outer(eta: Any) -> Any:
+        def loss(x: Any) -> Any:
+            return jnp.sum(jnp.sin(OF_CLASSES[name](x * x)) * eta[0]) + jnp.sum(eta * x**2)
+
+        return jnp.sum(jnp.sin(X - 0.1 * jax.grad(loss)(X)))
+
+    compiled = mixflow.compile(jax.value_and_grad(outer), passes=rule)
+    assert_close(compiled(X[1]), jax.jit(jax.value_and_grad(outer))(X[1]))
+    mark = {"forward-over-reverse": "symmetric rule", "reverse-over-forward": "transposed rule"}
+    assert compiled.ir(X[1]).count(f"[{mark[rule]}]") == 1
+
+
+PROGRAMS = {"CheckpointName", "CheckpointNameFwd", "CustomJVPTraced", "CustomRoot", "Einsum"}
+PROGRAMS |= {"CustomVJPTraced", "OptRemat", "PrimalLeftTangentRight", "RematTraced", "Scan3"}
+PROGRAMS |= {"_RootLinearMap"}
+"""Classes that hold a program or a rule of the user's, or that JAX makes under its flags alone."""
+
+
+@of_classes
+def test_every_class_of_jax_has_a_row() -> None:
+    listing = (
+        "import jax.numpy; from jax.experimental import hijax; "
+        "print(*(one.__name__ for one in hijax.HiPrim.__subclasses__()))"
+    )
+    fresh = subprocess.run(
+        [sys.executable, "-c", listing], capture_output=True, text=True, check=True
+    )
+    assert set(fresh.stdout.split()) - TABLE.keys() == PROGRAMS
+
+
 def test_what_has_no_second_derivative_in_a_parameter() -> None:
     """Plain JAX differentiates the density in the shape, not the function in it twice."""
 

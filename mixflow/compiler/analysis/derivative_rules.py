@@ -12,7 +12,7 @@ from mixflow.compiler.analysis.linearity import is_transposable_solve, why_not_l
 from mixflow.compiler.analysis.subprograms import nested_jaxprs
 from mixflow.compiler.analysis.trust import is_trusted
 from mixflow.compiler.differentiand import Suspect
-from mixflow.compiler.primitives import row_of
+from mixflow.compiler.primitives import UNKNOWN, row_of
 
 OPAQUE: dict[str, str] = {
     "custom_vjp_call": "a custom_vjp whose rule mixflow does not know",
@@ -25,9 +25,14 @@ OPAQUE: dict[str, str] = {
 """Primitives whose derivative is what somebody said it is, with what to tell the user."""
 
 
+def is_opaque(equation: Any) -> bool:
+    """Whether an equation's derivative is what somebody said it is."""
+    return equation.primitive.name in OPAQUE and row_of(equation) is UNKNOWN
+
+
 def is_custom(equation: Any) -> bool:
     """Whether an equation carries an untrusted rule."""
-    return equation.primitive.name in OPAQUE and not is_trusted(equation)
+    return is_opaque(equation) and not is_trusted(equation)
 
 
 def custom_rules(jaxpr: Any) -> Iterator[Any]:
@@ -44,21 +49,21 @@ def other_values(equations: Iterable[Any]) -> Iterator[Any]:
     for equation in equations:
         if is_custom(equation) or equation.primitive.name == "eigh":
             yield equation
-        elif equation.primitive.name not in OPAQUE:
+        elif not is_opaque(equation):
             for inner in nested_jaxprs(equation):
                 yield from other_values(inner.eqns)
 
 
 def is_true(equation: Any) -> bool:
     """Whether an equation's rule is known to be the true derivative of what it computes."""
-    if equation.primitive.name in OPAQUE:
+    if is_opaque(equation):
         return is_trusted(equation)
     return row_of(equation).true
 
 
 def is_finite(equation: Any) -> bool:
     """Whether an equation's derivatives are known, and finite wherever its value is."""
-    if equation.primitive.name in OPAQUE:
+    if is_opaque(equation):
         return is_trusted(equation) and why_not_linear(equation) is None
     return row_of(equation).finite
 
@@ -70,8 +75,9 @@ def why_not_transposed(equation: Any) -> str | None:
         return None if is_trusted(equation) else why_not_linear(equation)
     if name == "custom_linear_solve":
         return None if is_transposable_solve(equation) else "it has no solver for the transpose"
-    if name == "call_hi_primitive" and not jax_compat.is_custom_root(equation):
-        return "a rule that came with its function"
+    if name == "call_hi_primitive" and is_opaque(equation):
+        is_root = jax_compat.primitive_name(equation) == "CustomRoot"
+        return None if is_root else "a rule that came with its function"
     if name == "custom_transpose_call":
         return "a transpose that was given by hand"
     if any(_holds_custom_vjp(inner) for inner in jaxprs_in_params(equation.params)):
@@ -90,7 +96,7 @@ def _holds_custom_vjp(jaxpr: Any) -> bool:
 def suspect(equation: Any) -> Suspect:
     """What is said of an equation whose rule is not known to be the true derivative."""
     name = equation.primitive.name
-    if name not in OPAQUE:
+    if not is_opaque(equation):
         return named(equation, "its derivative rule need not be its true derivative")
     found = named(equation, "")
     advice = f"assume_symmetric=({found.name!r},) vouches for it"

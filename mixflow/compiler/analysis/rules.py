@@ -18,7 +18,7 @@ from jax.core import ShapedArray
 from jax.extend.core import ClosedJaxpr, DebugInfo, Jaxpr, Literal, Var, jaxprs_in_params
 
 from mixflow.compiler import jax_compat
-from mixflow.compiler.analysis.derivative_rules import OPAQUE, is_custom
+from mixflow.compiler.analysis.derivative_rules import is_custom, is_opaque
 from mixflow.compiler.analysis.effects import effects_in
 from mixflow.compiler.differentiand import is_inexact, merge, partition, spec_of
 
@@ -72,7 +72,7 @@ def _calls_in(eqn: Any) -> list[Any]:
     """The equation, if it calls a custom function, or else the calls in what it runs."""
     if is_custom(eqn):
         return [eqn]
-    if eqn.primitive.name in OPAQUE:
+    if is_opaque(eqn):
         return []
     return [one for inner in jaxprs_in_params(eqn.params) for one in _calls(inner)]
 
