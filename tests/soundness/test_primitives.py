@@ -191,9 +191,10 @@ def test_primitives_that_jax_writes_as_classes(name: str, rule: str) -> None:
     assert compiled.ir(X[1]).count(f"[{mark[rule]}]") == 1
 
 
-PROGRAMS = {"CheckpointName", "CheckpointNameFwd", "CustomJVPTraced", "CustomRoot", "Einsum"}
-PROGRAMS |= {"CustomVJPTraced", "OptRemat", "PrimalLeftTangentRight", "RematTraced", "Scan3"}
-PROGRAMS |= {"_RootLinearMap"}
+PROGRAMS = {
+    *("CheckpointName", "CheckpointNameFwd", "CustomJVPTraced", "CustomRoot", "CustomVJPTraced"),
+    *("Einsum", "OptRemat", "PrimalLeftTangentRight", "RematTraced", "Scan3", "_RootLinearMap"),
+}
 """Classes that hold a program or a rule of the user's, or that JAX makes under its flags alone."""
 
 
