@@ -78,7 +78,7 @@ pytest = JAX_PLATFORMS=cpu $(1)/bin/python -m pytest -n $(JOBS) --dist=worksteal
 
 # Tests of what JAX may change, and its flags that change it: with them, `jax.checkpoint` and
 # `jax.custom_vjp` make equations of another kind.
-INSIDES := $(addprefix tests/,test_jax_compat.py capture primitive soundness passes)
+INSIDES := $(addprefix tests/compiler/,test_jax_compat.py capture derivative barriers rules) tests/passes
 FLAGS := JAX_REMAT3=1 JAX_CUSTOM_VJP3=1
 
 # install,INTERPRETERS,MINOR,VARIABLE,VERSIONS: install in the environment that this stamp file is in,

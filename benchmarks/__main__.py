@@ -26,7 +26,7 @@ from benchmarks.scale.command import scale_command
 from benchmarks.sizes import sizes
 from benchmarks.tables import budgets_page, estimates_page
 from benchmarks.zoo.command import loops_command, zoo_command
-from mixflow.runtime.artifact_files import replacing
+from mixflow.files import replacing
 
 
 @click.group(context_settings={"show_default": True})

@@ -11,8 +11,8 @@ import jax
 
 import mixflow
 from benchmarks.reference import Size, arguments, meta_loss
-from mixflow.report.report import CHECKPOINTED_STEP
 from mixflow.runtime.measure import total_bytes
+from mixflow.runtime.sides import CHECKPOINTED_STEP
 
 
 def budgets(sizes: list[Size], task: str) -> Iterator[dict[str, Any]]:

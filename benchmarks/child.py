@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks.programs import make
 from benchmarks.reference import Size
-from mixflow.runtime.side_by_side import die_first, forget_peak, peak_bytes
+from mixflow.runtime.bench.processes import die_first, forget_peak, peak_bytes
 
 
 @dataclass(frozen=True)

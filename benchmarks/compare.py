@@ -16,7 +16,7 @@ from benchmarks.child import Job
 from benchmarks.files import ROOT
 from benchmarks.programs import UNIT
 from benchmarks.reference import Size
-from mixflow.runtime.side_by_side import ChildDied, in_process
+from mixflow.runtime.bench.processes import ChildDied, in_process
 
 Figures = dict[str, Any]
 Row = dict[str, Any]

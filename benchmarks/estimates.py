@@ -12,10 +12,10 @@ import jax
 
 import mixflow
 from benchmarks.reference import Size, arguments, meta_loss
-from mixflow.compiler.analysis.liveness import peak_memory
-from mixflow.report.report import CHECKPOINTED_STEP
+from mixflow.compiler.memory.liveness import peak_memory
 from mixflow.runtime.entries import load_entries
 from mixflow.runtime.measure import measure
+from mixflow.runtime.sides import CHECKPOINTED_STEP
 from mixflow.runtime.target import measured_target
 
 Row = dict[str, Any]

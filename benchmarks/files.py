@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from mixflow.runtime.artifact_files import replacing
+from mixflow.files import replacing
 
 ROOT = Path(__file__).resolve().parents[1]
 """Where `benchmarks` and `examples` are."""

@@ -1,12 +1,12 @@
 """mixflow: a compiler for differentiating through gradient steps."""
 
-from mixflow.compiler.explicit import grad, value_and_grad, vjp
+from mixflow.compiler.capture.explicit import grad, value_and_grad, vjp
+from mixflow.compiler.rules.symmetry import check_symmetry
 from mixflow.errors import BudgetError, InputError, MixflowError, VerificationError
-from mixflow.runtime.artifact import Artifact, load
+from mixflow.runtime.artifact.loaded import Artifact, load
 from mixflow.runtime.backend import compiler_options
 from mixflow.runtime.compile import compile
 from mixflow.runtime.function import CompiledFunction
-from mixflow.runtime.symmetry import check_symmetry
 
 __all__ = [
     "Artifact",

@@ -22,10 +22,10 @@ from mixflow.passes import DEFAULT_PIPELINE, OF_XDSL, PASSES
 from mixflow.report.files import write_artifact
 from mixflow.report.report import Report
 from mixflow.report.text import render
-from mixflow.runtime.artifact_export import export_program, parse_platforms
-from mixflow.runtime.budget import parse_budget
+from mixflow.runtime.artifact.export import export_program, parse_platforms
 from mixflow.runtime.entries import load_entries, reason, require_distinct
 from mixflow.runtime.function import CompiledFunction
+from mixflow.units import parse_budget
 
 _FAILED, _WRONG_INPUT = 1, 2
 

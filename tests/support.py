@@ -14,7 +14,7 @@ from jax.extend.core import jaxprs_in_params
 from jax.tree_util import tree_flatten, tree_unflatten
 
 import mixflow
-from mixflow.compiler.capture import Captured, capture
+from mixflow.compiler.capture.capture import Captured, capture
 from mixflow.passes import DEFAULT_PIPELINE
 
 UNSEGMENTED = DEFAULT_PIPELINE.removesuffix(",segment-loss")

@@ -7,10 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mixflow.report.diff import compare
-from mixflow.report.differences import EntryDiff, SnapshotDiff
-from mixflow.report.revisions import parse_snapshot
-from mixflow.report.snapshot import FORMAT, FORMAT_VERSION, to_text
+from mixflow.report.diff.compare import compare
+from mixflow.report.diff.differences import EntryDiff, SnapshotDiff
+from mixflow.report.diff.revisions import parse_snapshot
+from mixflow.report.snapshot.describe import FORMAT, FORMAT_VERSION, to_text
 
 LINE = "model.py:{}"
 

@@ -23,7 +23,7 @@ from jax.tree_util import tree_leaves, tree_map, tree_structure
 
 from benchmarks.fuzz.plans import RULES
 from benchmarks.fuzz.program import load
-from mixflow.compiler.pipeline import Optimised
+from mixflow.planner.pipeline import Optimised
 from mixflow.runtime.function import CompiledFunction
 from mixflow.runtime.options import Options
 

@@ -18,8 +18,8 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxprs_in_params
 from jax.tree_util import tree_leaves, tree_unflatten
 
 from benchmarks.fuzz.with_numpy import by_numpy
+from mixflow.compiler.derivative.vjp_primitive import SYMBOLIC, spelled_out
 from mixflow.compiler.jax_compat import scan_layout
-from mixflow.compiler.vjp_primitive import SYMBOLIC, spelled_out
 
 Values = Sequence[Any]
 

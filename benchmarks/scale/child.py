@@ -12,8 +12,8 @@ import jax
 
 import mixflow
 from benchmarks.scale.chinchilla import EXPERT, PLAIN, Model, arguments, meta_loss, shapes
+from mixflow.runtime.bench.processes import print_answer
 from mixflow.runtime.measure import total_bytes
-from mixflow.runtime.side_by_side import print_answer
 
 PROGRAMS = ("plain", "expert", "mixflow")
 

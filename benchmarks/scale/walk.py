@@ -12,7 +12,7 @@ from typing import Any, Literal
 from benchmarks.files import ROOT
 from benchmarks.scale.child import PROGRAMS, Job
 from benchmarks.scale.models import LENGTHS, MODELS, TOKENS
-from mixflow.runtime.side_by_side import ChildDied, in_process
+from mixflow.runtime.bench.processes import ChildDied, in_process
 
 Figures = dict[str, Any]
 Say = Callable[[str], None]

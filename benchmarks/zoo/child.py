@@ -18,12 +18,12 @@ import jax
 from benchmarks.child import first_run, median_seconds
 from benchmarks.zoo.replay import replayed
 from benchmarks.zoo.worker import serve
-from mixflow.compiler.dialects.remarks import Remark
-from mixflow.report.places import placed
-from mixflow.report.report import CHECKPOINTED_STEP
+from mixflow.compiler.ir.dialects.remarks import Remark
+from mixflow.compiler.ir.places import placed
 from mixflow.runtime.entries import load_entries
 from mixflow.runtime.function import CompiledFunction
 from mixflow.runtime.measure import total_bytes
+from mixflow.runtime.sides import CHECKPOINTED_STEP
 from mixflow.runtime.target import measured_target
 
 Figures = dict[str, Any]

@@ -15,7 +15,7 @@ from benchmarks.zoo.loops import loop_row, loops_page
 from benchmarks.zoo.measure import How, measure
 from benchmarks.zoo.page import BEGIN, END, has_marks, with_summary, zoo_page
 from benchmarks.zoo.replay import REPLAYED
-from mixflow.runtime.artifact_files import replacing
+from mixflow.files import replacing
 
 Figures = dict[str, Any]
 

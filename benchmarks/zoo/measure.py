@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks.compare import relative_error
 from benchmarks.zoo.child import Job
 from benchmarks.zoo.worker import Worker
-from mixflow.runtime.side_by_side import ChildDied
+from mixflow.runtime.bench.processes import ChildDied
 
 Figures = dict[str, Any]
 Say = Callable[[str], None]

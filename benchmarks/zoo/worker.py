@@ -12,8 +12,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from benchmarks.files import ROOT
+from mixflow.runtime.bench.processes import ChildDied, death_of, die_first, die_with_parent
 from mixflow.runtime.entries import reason
-from mixflow.runtime.side_by_side import ChildDied, death_of, die_first, die_with_parent
 
 
 class Worker:

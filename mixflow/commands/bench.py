@@ -12,11 +12,11 @@ from rich.console import Console
 
 from mixflow.commands.progress import progress
 from mixflow.errors import InputError
-from mixflow.runtime.artifact_files import replacing
-from mixflow.runtime.bench import Bench, Entry, How, bench_entry, find_entries, profile_entry
-from mixflow.runtime.bench_text import render, render_peaks
-from mixflow.runtime.budget import parse_budget
+from mixflow.files import replacing
+from mixflow.runtime.bench.rounds import Bench, Entry, How, bench_entry, find_entries, profile_entry
+from mixflow.runtime.bench.text import render, render_peaks
 from mixflow.runtime.entries import require_distinct
+from mixflow.units import parse_budget
 
 _FAILED = 1
 

@@ -14,15 +14,15 @@ from rich.console import Console
 from mixflow.commands.output import checked_out, write_text
 from mixflow.commands.snapshot import snapshot_of
 from mixflow.errors import InputError
-from mixflow.report.checks import OPTIONS, failures
-from mixflow.report.diff import compare
-from mixflow.report.diff_html import render_html
-from mixflow.report.diff_markdown import render_markdown
-from mixflow.report.diff_text import render, render_text
-from mixflow.report.differences import SnapshotDiff
-from mixflow.report.revisions import load_snapshot
-from mixflow.report.snapshot import Snapshot, before_and_after
-from mixflow.report.thresholds import Threshold, parse_requirement, parse_threshold
+from mixflow.report.diff.checks import OPTIONS, failures
+from mixflow.report.diff.compare import compare
+from mixflow.report.diff.differences import SnapshotDiff
+from mixflow.report.diff.html import render_html
+from mixflow.report.diff.markdown import render_markdown
+from mixflow.report.diff.revisions import load_snapshot
+from mixflow.report.diff.text import render, render_text
+from mixflow.report.diff.thresholds import Threshold, parse_requirement, parse_threshold
+from mixflow.report.snapshot.describe import Snapshot, before_and_after
 
 _FAILED = 1
 _MEMORY = "temp_bytes"

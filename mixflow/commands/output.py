@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from mixflow.errors import InputError
-from mixflow.runtime.artifact_files import replacing
+from mixflow.files import replacing
 
 
 def checked_out(out: Path | None) -> None:

@@ -12,9 +12,9 @@ import numpy as np
 
 from mixflow.commands.progress import progress
 from mixflow.errors import InputError
-from mixflow.runtime.artifact import Artifact, load
-from mixflow.runtime.artifact_npz import read_npz, write_npz
-from mixflow.runtime.budget import format_bytes
+from mixflow.runtime.artifact.loaded import Artifact, load
+from mixflow.runtime.artifact.npz import read_npz, write_npz
+from mixflow.units import format_bytes
 
 
 @click.command()

@@ -10,10 +10,11 @@ import click
 from mixflow.commands.output import checked_out, write_text
 from mixflow.commands.progress import progress
 from mixflow.errors import InputError
-from mixflow.report.snapshot import Snapshot, describe_entry, to_text, with_entries
-from mixflow.runtime.budget import parse_budget
+from mixflow.report.snapshot.describe import Snapshot, describe_entry, to_text, with_entries
 from mixflow.runtime.entries import load_entries
 from mixflow.runtime.function import CompiledFunction
+from mixflow.runtime.sides import compile_sides
+from mixflow.units import parse_budget
 
 
 @click.command()
@@ -56,7 +57,9 @@ def snapshot_of(*models: str, memory_budget: str | None = None, measure: bool = 
     described: dict[str, Any] = {}
     for name, entry in _by_name(models).items():
         with progress(f"{name}: compiling"):
-            described[name] = describe_entry(entry.with_options(**changed), measure=measure)
+            described[name] = describe_entry(
+                compile_sides(entry.with_options(**changed), entry.examples or (), {}, run=measure)
+            )
     return with_entries(described)
 
 

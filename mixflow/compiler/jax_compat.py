@@ -1,8 +1,8 @@
 """Every touch of JAX's private surface, each with its reason.
 
 The rest of mixflow uses `jax`, `jax.core`, `jax.extend` and `jax.interpreters` alone.
-`tests/test_jax_compat.py` checks each item here against the installed JAX, so that a change
-in JAX fails there, loudly, and not somewhere in a user's program.
+`tests/compiler/test_jax_compat.py` checks each item here against the installed JAX, so that what
+changes in JAX fails there, loudly, and not somewhere in a user's program.
 """
 
 from __future__ import annotations

@@ -6,15 +6,12 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 from jax.extend.core import take_current_trace
 
 from mixflow.compiler import jax_compat
-
-if TYPE_CHECKING:
-    from mixflow.compiler.differentiand import Soundness, Suspect
 
 # Traces made under mixflow hold symbolic equations and must never be mixed up with JAX's own
 # cached traces of the same functions (nor with those of another recording, whose reasons would
@@ -44,8 +41,9 @@ class Recording:
         left: the numbers of the `jax.vjp` calls, in order, that are left to JAX, as they are torn
             (`joining.py`).
         calls: filled while tracing: how many `jax.vjp` calls there were.
-        captured: filled while tracing: by the number of its call, what is known of a function.
-        torn: filled while tracing: functions whose pullback was asked of JAX beside their value.
+        captured: filled while tracing: by the number of its call, the `Soundness` of a function.
+        torn: filled while tracing: the same of functions whose pullback was asked of JAX beside
+            their value.
         is_whole: whether the trace is looked at when it is done, so that torn ones are found.
         outermost: the trace around this one; what JAX keeps for jits inside of it is not taken
             outside.
@@ -57,14 +55,14 @@ class Recording:
     finished: list[Any] = field(default_factory=list)
     left: frozenset[int] = frozenset()
     calls: int = 0
-    captured: dict[int, Soundness] = field(default_factory=dict)
-    torn: list[Soundness] = field(default_factory=list)
+    captured: dict[int, Any] = field(default_factory=dict)
+    torn: list[Any] = field(default_factory=list)
     is_whole: bool = False
     outermost: Any = field(default=None, init=False)
 
-    def trusts(self, suspect: Suspect) -> bool:
-        """Whether the user vouches for a custom rule."""
-        return self.assume_symmetric == "all" or suspect.name in self.assume_symmetric
+    def trusts(self, name: str) -> bool:
+        """Whether the user vouches for the custom rule of the function with this name."""
+        return self.assume_symmetric == "all" or name in self.assume_symmetric
 
     @contextmanager
     def active(self) -> Generator[None]:

@@ -19,9 +19,9 @@ from xdsl.pattern_rewriter import (
 from xdsl.rewriter import InsertPoint
 from xdsl.transforms.dead_code_elimination import region_dce
 
-from mixflow.compiler.dialects import jaxpr as jx
-from mixflow.compiler.dialects import mixflow as mf
-from mixflow.compiler.dialects.remarks import move_remarks
+from mixflow.compiler.ir.dialects import jaxpr as jx
+from mixflow.compiler.ir.dialects import mixflow as mf
+from mixflow.compiler.ir.dialects.remarks import move_remarks
 
 
 class InlineJitAroundDerivative(RewritePattern):

@@ -18,11 +18,11 @@ from xdsl.pattern_rewriter import (
 from xdsl.traits import is_side_effect_free
 
 from mixflow.compiler.analysis.activity import find_activity
-from mixflow.compiler.dialects.jaxpr import CheckpointOp, ScanOp, YieldOp
-from mixflow.compiler.dialects.mixflow import VjpOp
-from mixflow.compiler.dialects.remarks import declined, has_remark, rewrote
-from mixflow.compiler.emitter import main_function
-from mixflow.compiler.nesting import Nest, choose_nest
+from mixflow.compiler.analysis.nesting import Nest, choose_nest
+from mixflow.compiler.ir.dialects.jaxpr import CheckpointOp, ScanOp, YieldOp
+from mixflow.compiler.ir.dialects.mixflow import VjpOp
+from mixflow.compiler.ir.dialects.remarks import declined, has_remark, rewrote
+from mixflow.compiler.ir.emitter import main_function
 from mixflow.passes.nested_scans import nest_scan
 
 

@@ -17,11 +17,11 @@ from xdsl.pattern_rewriter import (
 )
 
 from mixflow.compiler.analysis.activity import Activity, find_activity
-from mixflow.compiler.dialects.jaxpr import CheckpointOp
-from mixflow.compiler.dialects.mixflow import VjpOp
-from mixflow.compiler.dialects.remarks import declined, has_remark, rewrote
-from mixflow.compiler.differentiand import Rule
-from mixflow.compiler.emitter import main_function
+from mixflow.compiler.derivative.differentiand import Rule
+from mixflow.compiler.ir.dialects.jaxpr import CheckpointOp
+from mixflow.compiler.ir.dialects.mixflow import VjpOp
+from mixflow.compiler.ir.dialects.remarks import declined, has_remark, rewrote
+from mixflow.compiler.ir.emitter import main_function
 from mixflow.passes.outer_terms import take_out
 
 WHAT = "the pullback of this gradient is taken as its pushforward (forward over reverse)"

@@ -17,8 +17,8 @@ from xdsl.pattern_rewriter import (
 from xdsl.rewriter import InsertPoint
 from xdsl.traits import is_side_effect_free
 
-from mixflow.compiler.dialects.mixflow import PrimalOp, VjpOp
-from mixflow.compiler.dialects.remarks import move_remarks
+from mixflow.compiler.ir.dialects.mixflow import PrimalOp, VjpOp
+from mixflow.compiler.ir.dialects.remarks import move_remarks
 
 
 def find_primal(op: VjpOp) -> PrimalOp | None:

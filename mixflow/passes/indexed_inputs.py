@@ -19,10 +19,10 @@ from xdsl.pattern_rewriter import PatternRewriter
 from xdsl.rewriter import InsertPoint
 
 from mixflow.compiler import jax_compat
-from mixflow.compiler.building import build_before
-from mixflow.compiler.dialects.attributes import AvalType, EquationAttr
-from mixflow.compiler.dialects.jaxpr import ScanOp
-from mixflow.compiler.dialects.remarks import move_remarks
+from mixflow.compiler.ir.building import build_before
+from mixflow.compiler.ir.dialects.attributes import AvalType, EquationAttr
+from mixflow.compiler.ir.dialects.jaxpr import ScanOp
+from mixflow.compiler.ir.dialects.remarks import move_remarks
 
 
 def index_inputs(op: ScanOp, active: AbstractSet[SSAValue], rewriter: PatternRewriter) -> ScanOp:

@@ -21,14 +21,14 @@ from xdsl.pattern_rewriter import (
 )
 from xdsl.rewriter import InsertPoint
 
-from mixflow.compiler.building import build_before
-from mixflow.compiler.dialects.attributes import AvalType, FunctionAttr, aval_of
-from mixflow.compiler.dialects.jaxpr import LeafOp
-from mixflow.compiler.dialects.mixflow import NameOp, VjpOp
-from mixflow.compiler.dialects.remarks import has_remark, move_remarks, rewrote
-from mixflow.compiler.differentiand import spec_of
-from mixflow.compiler.emitter import emit_region
-from mixflow.compiler.waiting import LAYOUT
+from mixflow.compiler.ir.building import build_before
+from mixflow.compiler.ir.dialects.attributes import AvalType, FunctionAttr, aval_of
+from mixflow.compiler.ir.dialects.jaxpr import LeafOp
+from mixflow.compiler.ir.dialects.mixflow import NameOp, VjpOp
+from mixflow.compiler.ir.dialects.remarks import has_remark, move_remarks, rewrote
+from mixflow.compiler.ir.emitter import emit_region
+from mixflow.compiler.jaxprs.values import spec_of
+from mixflow.compiler.primitives import row_by_name
 from mixflow.passes.save_inner_gradients import LABEL, levels_around
 
 KEPT = "the first product of parameters on several devices is kept: they are not fetched again"
@@ -91,7 +91,7 @@ def _laid_out(value: SSAValue) -> tuple[BlockArgument | None, list[LeafOp]]:
     if isinstance(value, BlockArgument):
         return value, []
     owner = value.owner
-    if not isinstance(owner, LeafOp) or owner.info.primitive.name not in LAYOUT:
+    if not isinstance(owner, LeafOp) or not row_by_name(owner.info).layout:
         return None, []
     if len(owner.operands) != 1:  # sizes that jax.export has left open are operands, too
         return None, []

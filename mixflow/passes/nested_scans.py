@@ -14,11 +14,11 @@ from xdsl.pattern_rewriter import PatternRewriter
 from xdsl.rewriter import InsertPoint
 
 from mixflow.compiler import jax_compat
-from mixflow.compiler.building import build_before
-from mixflow.compiler.dialects.attributes import AvalType, EquationAttr, aval_of
-from mixflow.compiler.dialects.jaxpr import ScanOp, YieldOp
-from mixflow.compiler.dialects.remarks import move_remarks
-from mixflow.compiler.nesting import Lengths, Nest
+from mixflow.compiler.analysis.nesting import Lengths, Nest
+from mixflow.compiler.ir.building import build_before
+from mixflow.compiler.ir.dialects.attributes import AvalType, EquationAttr, aval_of
+from mixflow.compiler.ir.dialects.jaxpr import ScanOp, YieldOp
+from mixflow.compiler.ir.dialects.remarks import move_remarks
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from jax.extend.core import jaxpr_as_fun
 from xdsl.pattern_rewriter import PatternRewriter
 from xdsl.rewriter import InsertPoint
 
-from mixflow.compiler.building import build_before
-from mixflow.compiler.dialects.attributes import FunctionAttr
-from mixflow.compiler.dialects.mixflow import VjpOp
-from mixflow.compiler.dialects.remarks import move_remarks
-from mixflow.compiler.emitter import emit_region, main_function
-from mixflow.compiler.importer import import_jaxpr
+from mixflow.compiler.ir.building import build_before
+from mixflow.compiler.ir.dialects.attributes import FunctionAttr
+from mixflow.compiler.ir.dialects.mixflow import VjpOp
+from mixflow.compiler.ir.dialects.remarks import move_remarks
+from mixflow.compiler.ir.emitter import emit_region, main_function
+from mixflow.compiler.ir.importer import import_jaxpr
 
 
 def take_out(op: VjpOp, active: Sequence[bool], rewriter: PatternRewriter) -> VjpOp | None:

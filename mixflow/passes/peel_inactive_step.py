@@ -22,12 +22,12 @@ from xdsl.rewriter import InsertPoint
 from xdsl.traits import is_side_effect_free
 
 from mixflow.compiler.analysis.activity import active_in_first_step, find_activity
-from mixflow.compiler.building import build_before
-from mixflow.compiler.dialects.attributes import EquationAttr
-from mixflow.compiler.dialects.jaxpr import CheckpointOp, ScanOp
-from mixflow.compiler.dialects.mixflow import VjpOp
-from mixflow.compiler.dialects.remarks import rewrote
-from mixflow.compiler.emitter import main_function
+from mixflow.compiler.ir.building import build_before
+from mixflow.compiler.ir.dialects.attributes import EquationAttr
+from mixflow.compiler.ir.dialects.jaxpr import CheckpointOp, ScanOp
+from mixflow.compiler.ir.dialects.mixflow import VjpOp
+from mixflow.compiler.ir.dialects.remarks import rewrote
+from mixflow.compiler.ir.emitter import main_function
 from mixflow.passes.checkpoint_inner_loop import CheckpointInnerLoop, is_inner_loop
 from mixflow.passes.indexed_inputs import index_inputs
 from mixflow.passes.nested_scans import stacked_type

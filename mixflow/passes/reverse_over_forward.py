@@ -15,10 +15,10 @@ from xdsl.pattern_rewriter import (
 )
 
 from mixflow.compiler.analysis.activity import find_activity
-from mixflow.compiler.dialects.mixflow import VjpOp
-from mixflow.compiler.dialects.remarks import declined, has_remark
-from mixflow.compiler.differentiand import Rule
-from mixflow.compiler.emitter import main_function
+from mixflow.compiler.derivative.differentiand import Rule
+from mixflow.compiler.ir.dialects.mixflow import VjpOp
+from mixflow.compiler.ir.dialects.remarks import declined, has_remark
+from mixflow.compiler.ir.emitter import main_function
 from mixflow.passes.forward_over_reverse import mark
 
 WHAT = "the pullback of this gradient is taken as that of the pushforward (reverse over forward)"

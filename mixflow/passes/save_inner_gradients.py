@@ -19,12 +19,12 @@ from xdsl.rewriter import InsertPoint
 
 from mixflow.compiler.analysis.activity import find_activity
 from mixflow.compiler.analysis.residuals import is_read_backward
-from mixflow.compiler.dialects.attributes import aval_of
-from mixflow.compiler.dialects.jaxpr import CheckpointOp, JitOp, ScanOp
-from mixflow.compiler.dialects.mixflow import DerivativeOp, NameOp, VjpOp
-from mixflow.compiler.dialects.remarks import declined, has_remark, rewrote
-from mixflow.compiler.differentiand import is_inexact
-from mixflow.compiler.emitter import main_function
+from mixflow.compiler.ir.dialects.attributes import aval_of
+from mixflow.compiler.ir.dialects.jaxpr import CheckpointOp, JitOp, ScanOp
+from mixflow.compiler.ir.dialects.mixflow import DerivativeOp, NameOp, VjpOp
+from mixflow.compiler.ir.dialects.remarks import declined, has_remark, rewrote
+from mixflow.compiler.ir.emitter import main_function
+from mixflow.compiler.jaxprs.values import is_inexact
 from mixflow.passes.checkpoint_inner_loop import is_level
 
 LABEL = "mixflow.inner_gradient"

@@ -16,8 +16,8 @@ from xdsl.pattern_rewriter import PatternRewriter
 from mixflow.compiler.analysis.activity import Activity, find_activity
 from mixflow.compiler.analysis.chains import Line, is_pinned, line_of
 from mixflow.compiler.analysis.residuals import residual_bytes, total_size
-from mixflow.compiler.analysis.sizes import number_of
-from mixflow.compiler.dialects.jaxpr import (
+from mixflow.compiler.analysis.schedule import Schedule, find_schedule
+from mixflow.compiler.ir.dialects.jaxpr import (
     CheckpointOp,
     ConstantOp,
     JitOp,
@@ -27,11 +27,11 @@ from mixflow.compiler.dialects.jaxpr import (
     ScanOp,
     YieldOp,
 )
-from mixflow.compiler.dialects.mixflow import VjpOp
-from mixflow.compiler.dialects.remarks import has_remark, rewrote
-from mixflow.compiler.emitter import main_function
-from mixflow.compiler.schedule import Schedule, find_schedule
-from mixflow.compiler.waiting import LAYOUT
+from mixflow.compiler.ir.dialects.mixflow import VjpOp
+from mixflow.compiler.ir.dialects.remarks import has_remark, rewrote
+from mixflow.compiler.ir.emitter import main_function
+from mixflow.compiler.jaxprs.sizes import number_of
+from mixflow.compiler.primitives import row_by_name
 from mixflow.passes.canonicalize import dissolve, is_dissolvable
 from mixflow.passes.checkpoint_inner_loop import checkpoint_body
 
@@ -93,7 +93,7 @@ class SegmentLoss(ModulePass):
         rerun: how much of a region may be run again for less memory, in forward passes.
 
     Source: Chen et al., "Training Deep Nets with Sublinear Memory Cost" (2016, arXiv 1604.06174);
-    the schedule is that of `mixflow.compiler.schedule`.
+    the schedule is that of `mixflow.compiler.analysis.schedule`.
     """
 
     name = "segment-loss"
@@ -199,7 +199,7 @@ def read_alone(block: Block, args: AbstractSet[SSAValue]) -> set[SSAValue]:
         if isinstance(op, YieldOp) or not reads or not sources.keys() >= set(reads):
             continue
         behind = set[SSAValue]().union(*(sources[value] for value in reads))
-        if isinstance(op, LeafOp) and op.info.primitive.name in LAYOUT:
+        if isinstance(op, LeafOp) and row_by_name(op.info).layout:
             sources.update(dict.fromkeys(op.results, behind))
         else:
             found |= behind

@@ -1,5 +1,1 @@
-"""Reports: what was rewritten, what was declined, and what it is worth."""
-
-from mixflow.report.report import Report
-
-__all__ = ["Report"]
+"""Reports of single programs, snapshots of many, and what differs between two of these."""

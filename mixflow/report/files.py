@@ -10,10 +10,10 @@ from pathlib import Path
 
 import jax
 
+from mixflow.files import replace_folder
 from mixflow.report.report import Report
-from mixflow.runtime.artifact_export import ExportedProgram
-from mixflow.runtime.artifact_files import replace_folder
-from mixflow.runtime.manifest import MANIFEST, PROGRAM, Manifest
+from mixflow.runtime.artifact.export import ExportedProgram
+from mixflow.runtime.artifact.manifest import MANIFEST, PROGRAM, Manifest
 
 
 def write_artifact(report: Report, folder: Path, program: ExportedProgram) -> list[Path]:

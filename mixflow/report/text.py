@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from mixflow.runtime.budget import format_bytes
+from mixflow.report.findings import Findings
 from mixflow.runtime.measure import Measurement
-
-if TYPE_CHECKING:
-    from mixflow.report.report import Report
+from mixflow.units import format_bytes
 
 HEADS = ("program", "temporaries", "ratio", "GFLOP", "equations", "compile", "run")
 
@@ -31,7 +28,7 @@ def cells(name: str, row: Measurement, before: Measurement) -> tuple[str, ...]:
     )
 
 
-def render(report: Report) -> Group:
+def render(report: Findings) -> Group:
     """The report for rich's console."""
     title = f"{report.entry}: {report.target} (JAX {report.jax}, {report.backend})"
     table = Table(title=title, title_justify="left", title_style="bold")
@@ -42,12 +39,12 @@ def render(report: Report) -> Group:
     return Group(table, _plan(report), *_remarks(report), *_verdict(report))
 
 
-def _plan(report: Report) -> Text:
+def _plan(report: Findings) -> Text:
     words = report.plan or "the program is left as it is"
     return Text.assemble(("plan  ", "bold"), words)
 
 
-def _remarks(report: Report) -> list[Text]:
+def _remarks(report: Findings) -> list[Text]:
     lines = [Text("rewrites" if report.rewrites else "rewrites: none", style="bold")]
     lines += [Text(f"  {r.at}  {r.by}: {r.text}") for r in report.rewrites]
     if report.declined:
@@ -56,13 +53,13 @@ def _remarks(report: Report) -> list[Text]:
     return lines
 
 
-def _verdict(report: Report) -> list[Text]:
+def _verdict(report: Findings) -> list[Text]:
     if report.verified is None:
         return []
     return [Text(f"verified: {report.verified.words}")]
 
 
-def render_text(report: Report) -> str:
+def render_text(report: Findings) -> str:
     """The report as plain text."""
     console = Console(file=io.StringIO(), width=120, force_terminal=False)
     console.print(render(report), soft_wrap=True)
@@ -70,7 +67,7 @@ def render_text(report: Report) -> str:
     return console.file.getvalue()
 
 
-def render_markdown(report: Report) -> str:
+def render_markdown(report: Findings) -> str:
     """The report as GitHub's markdown."""
     lines = [f"### {report.entry}", "", f"{report.target}; JAX {report.jax}, {report.backend}", ""]
     lines += [_row(HEADS), _row(["---", *("---:" for _ in HEADS[1:])])]

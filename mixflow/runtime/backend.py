@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import jax
 
-from mixflow.compiler.barrier_lowering import MERGES_RUNS
-from mixflow.compiler.device import Device, device_of
+from mixflow.compiler.barriers.lowering import MERGES_RUNS
+from mixflow.planner.device import Device, device_of
 
 # JAX 0.10 on CPU undoes jax.checkpoint in straight-line code: XLA merges the recomputation with
 # the original once the barriers between them are gone. Where they stay, small loops must not be

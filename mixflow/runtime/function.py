@@ -14,20 +14,21 @@ from jax.tree_util import tree_leaves, tree_unflatten
 from xdsl.passes import PassPipeline
 
 from mixflow.compiler import jax_compat
-from mixflow.compiler.capture import Captured
-from mixflow.compiler.meshes import on_hidden_meshes
-from mixflow.compiler.pipeline import Optimised, import_only, optimise, parse_passes
+from mixflow.compiler.capture.capture import Captured
+from mixflow.compiler.derivative.meshes import on_hidden_meshes
 from mixflow.compiler.recording import current_recording
 from mixflow.errors import BudgetError, InputError
+from mixflow.planner.pipeline import Optimised, import_only, optimise, parse_passes
 from mixflow.runtime.arguments import Arguments, has_open_sizes
 from mixflow.runtime.backend import compiler_options
-from mixflow.runtime.budget import budget_bytes, format_bytes
+from mixflow.runtime.budget import budget_bytes
 from mixflow.runtime.measure import copied, total_bytes
-from mixflow.runtime.noise import MovedRoundings
 from mixflow.runtime.options import Options
 from mixflow.runtime.planning import Chooser, Use
 from mixflow.runtime.staged import Kinds, Staged
-from mixflow.runtime.verify import verify_results
+from mixflow.runtime.verification.noise import MovedRoundings
+from mixflow.runtime.verification.results import verify_results
+from mixflow.units import format_bytes
 
 if TYPE_CHECKING:
     from mixflow.report.report import Report
@@ -251,9 +252,10 @@ class CompiledFunction:
         """
         # Reports are built on compiled functions.
         from mixflow.report.report import make_report  # noqa: PLC0415
+        from mixflow.runtime.sides import compile_sides  # noqa: PLC0415
 
         args = args or self.examples or ()
-        return make_report(self, args, kwargs, run=run, verify=verify)
+        return make_report(compile_sides(self, args, kwargs, run=run), verify=verify)
 
     def _optimised(self, captured: Captured, pipeline: PassPipeline | None, use: Use) -> Optimised:
         if pipeline is None:

@@ -9,19 +9,19 @@ from typing import Any
 import jax
 from jax.tree_util import tree_leaves, tree_unflatten
 
-from mixflow.compiler.analysis.sizes import OPEN_SIZE
-from mixflow.compiler.analysis.subprograms import nested_jaxprs
-from mixflow.compiler.capture import Captured
-from mixflow.compiler.dialects.remarks import DECLINED, Remark
-from mixflow.compiler.pipeline import Optimised, optimise, parse_passes
-from mixflow.compiler.plan import Candidate, balanced
-from mixflow.compiler.planner import Planner
+from mixflow.compiler.capture.capture import Captured
+from mixflow.compiler.ir.dialects.remarks import DECLINED, Remark
+from mixflow.compiler.jaxprs.sizes import OPEN_SIZE
+from mixflow.compiler.jaxprs.subprograms import nested_jaxprs
 from mixflow.errors import BudgetError
+from mixflow.planner.pipeline import Optimised, optimise, parse_passes
+from mixflow.planner.plan import Candidate, balanced
+from mixflow.planner.search import Planner
 from mixflow.runtime.arguments import has_open_sizes
 from mixflow.runtime.backend import planning_device
-from mixflow.runtime.budget import format_bytes
 from mixflow.runtime.measure import Measurement, measure, total_bytes
 from mixflow.runtime.target import is_meta_loss
+from mixflow.units import format_bytes
 
 _MOST_RUNS = 5
 _UNCONFIRMED = Remark(

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jax.tree_util import tree_flatten, tree_leaves, tree_unflatten
 
-from mixflow.compiler.capture import Captured, capture
+from mixflow.compiler.capture.capture import Captured, capture
 from mixflow.runtime.arguments import Arguments
 from mixflow.runtime.options import Options
 

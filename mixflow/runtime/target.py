@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import tree_flatten, tree_leaves, tree_unflatten
 
-from mixflow.compiler.differentiand import is_inexact, merge, partition
+from mixflow.compiler.jaxprs.values import is_inexact, merge, partition
 from mixflow.runtime.arguments import Arguments
 
 

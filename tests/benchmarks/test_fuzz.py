@@ -38,8 +38,8 @@ from benchmarks.fuzz.program import HEADER, X64, Program, load, standalone
 from benchmarks.fuzz.run import Judged, Tally, kind_of, shrunk
 from benchmarks.fuzz.shrink import shrink
 from benchmarks.fuzz.stepped import run_stepped
-from mixflow.compiler.pipeline import parse_passes
 from mixflow.passes import PASSES
+from mixflow.planner.pipeline import parse_passes
 from mixflow.runtime.function import CompiledFunction
 
 SOURCE = f"""{HEADER}

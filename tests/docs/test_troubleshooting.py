@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 from pages import DOCS
 
-from mixflow.compiler.analysis.derivative_rules import OPAQUE
-from mixflow.compiler.analysis.replay import Replay
+from mixflow.compiler.rules.replay import Replay
+from mixflow.compiler.rules.suspects import OPAQUE
 from mixflow.passes.forward_over_reverse import POLICY
 from mixflow.passes.save_inner_gradients import UNREAD
 

@@ -71,7 +71,7 @@ def test_data_weighting_needs_several_times_less_memory(example: ModuleType) -> 
     report = example.meta_loss.report()
     rewrites = {rewrite.by: rewrite.at for rewrite in report.rewrites}
     assert rewrites["forward-over-reverse"].startswith("examples/data_weighting.py:")
-    # JAX 0.10 copies what passes a barrier: see mixflow/compiler/barrier_lowering.py.
+    # JAX 0.10 copies what passes a barrier: see mixflow/compiler/barriers/lowering.py.
     times = 5 if jax.__version_info__ >= (0, 11) else 4
     assert report.before.temp_bytes >= times * report.after.temp_bytes
     assert report.checkpointed is not None

@@ -25,7 +25,7 @@ from checking import (
 from support import assert_close
 
 import mixflow
-from mixflow.compiler.nesting import choose_nest
+from mixflow.compiler.analysis.nesting import choose_nest
 
 BEFORE = "canonicalize,cse,fuse-value-and-pullback,canonicalize,forward-over-reverse"
 SAVE = "save-inner-gradients"

@@ -30,11 +30,11 @@ from xdsl.passes import ModulePass, PassPipeline
 
 import mixflow
 from mixflow.compiler.analysis.costs import program_cost
-from mixflow.compiler.dialects.jaxpr import ScanOp
-from mixflow.compiler.importer import import_jaxpr
-from mixflow.compiler.pipeline import context, parse_passes
+from mixflow.compiler.ir.dialects.jaxpr import ScanOp
+from mixflow.compiler.ir.importer import import_jaxpr
 from mixflow.passes.checkpoint_inner_loop import checkpoint_body
 from mixflow.passes.save_inner_gradients import SaveInnerGradients
+from mixflow.planner.pipeline import context, parse_passes
 
 X = jnp.array([0.5, -1.5, 2.0])
 NAME = "save-inner-gradients"

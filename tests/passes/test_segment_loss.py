@@ -18,7 +18,7 @@ from support import assert_close
 
 import mixflow
 from mixflow.compiler.analysis.costs import program_cost
-from mixflow.compiler.dialects.jaxpr import CheckpointOp
+from mixflow.compiler.ir.dialects.jaxpr import CheckpointOp
 
 NAME = "segment-loss"
 BEFORE = "canonicalize,cse,fuse-value-and-pullback,canonicalize,forward-over-reverse"

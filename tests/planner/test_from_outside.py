@@ -85,6 +85,6 @@ def test_outside_it_comes_to_the_same(loss: Any) -> None:
     outside, apart = run(jax.jit(outer, compiler_options=options))
     assert_close(inside, expected)
     assert_close(outside, expected)
-    # JAX 0.10 copies what passes a barrier: see mixflow/compiler/barrier_lowering.py.
+    # JAX 0.10 copies what passes a barrier: see mixflow/compiler/barriers/lowering.py.
     assert apart < (1.3 if jax.__version_info__ >= (0, 11) else 1.4) * whole
     assert max(apart, whole) < 0.7 * plain

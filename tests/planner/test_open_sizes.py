@@ -12,7 +12,7 @@ from jax.export import export, symbolic_shape
 from support import assert_close
 
 import mixflow
-from mixflow.compiler.analysis.sizes import OPEN_SIZE, array_bytes, number_of
+from mixflow.compiler.jaxprs.sizes import OPEN_SIZE, array_bytes, number_of
 
 EVERYTHING = (
     "canonicalize,cse,fuse-value-and-pullback,peel-inactive-step,forward-over-reverse,"

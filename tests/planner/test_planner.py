@@ -12,10 +12,10 @@ from meta_losses import DEEP, LONG, deep_loss, momentum_args, momentum_meta_loss
 from support import assert_close, captures
 
 import mixflow
-from mixflow.compiler.device import CPU, GPU
-from mixflow.compiler.plan import Plan
-from mixflow.compiler.planner import Planner
 from mixflow.errors import BudgetError, InputError
+from mixflow.planner.device import CPU, GPU
+from mixflow.planner.plan import Plan
+from mixflow.planner.search import Planner
 from mixflow.runtime.measure import total_bytes
 
 GRADIENT = jax.value_and_grad(momentum_meta_loss)
@@ -80,7 +80,7 @@ def test_a_long_loop_is_nested():
 
 
 def test_deeper_nests_than_the_best_are_for_budgets_only(monkeypatch):
-    monkeypatch.setattr("mixflow.compiler.plan.SLOWEST", 1.0)  # the best is the fastest
+    monkeypatch.setattr("mixflow.planner.plan.SLOWEST", 1.0)  # the best is the fastest
     planner = planner_of(GRADIENT, *momentum_args(**{**LONG, "steps": 256, "batch": 8}))
     (chosen,) = planner.best()
     deepest = max(one.plan.levels for one in planner.considered)

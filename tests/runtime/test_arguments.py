@@ -11,9 +11,10 @@ import pytest
 from support import assert_close
 
 import mixflow
-from mixflow.report.snapshot import describe_entry
+from mixflow.report.snapshot.describe import describe_entry
 from mixflow.runtime.arguments import Arguments
-from mixflow.runtime.artifact_export import export_program, parse_platforms
+from mixflow.runtime.artifact.export import export_program, parse_platforms
+from mixflow.runtime.sides import compile_sides
 
 X = jnp.array([0.5, -1.5, 2.0])
 
@@ -162,7 +163,7 @@ def test_reports_snapshots_and_exports() -> None:
     exported = export_program(optimised, args, lowered, parse_platforms(None))
     assert [leaf.name for leaf in exported.inputs.leaves] == ["eta", "theta"]
     compiled.example_args(lambda: args)
-    assert describe_entry(compiled, measure=True)
+    assert describe_entry(compile_sides(compiled, compiled.examples, {}, run=True))
 
 
 def test_a_static_first_argument_is_not_what_is_differentiated() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from support import assert_close, relative_error
 
-from mixflow.runtime.noise import MovedRoundings, nudged
+from mixflow.runtime.verification.noise import MovedRoundings, nudged
 
 X = jnp.array([0.5, -1.5, 2.0])
 

@@ -14,8 +14,8 @@ from support import compiled as rewritten
 
 import mixflow
 from mixflow.errors import VerificationError
-from mixflow.runtime.noise import MovedRoundings
-from mixflow.runtime.verify import Verified, max_relative_error, verify_results
+from mixflow.runtime.verification.noise import MovedRoundings
+from mixflow.runtime.verification.results import Verified, max_relative_error, verify_results
 
 X = jnp.array([0.5, -1.5, 2.0])
 THETA = jnp.array([0.3, 0.2, -0.4])

@@ -87,7 +87,7 @@ def test_numbers_and_shardings_are_those_of_plain_jax(on_eight_devices, case):
 @pytest.mark.parametrize("case", CASES)
 def test_each_device_needs_less_memory(on_eight_devices, case):
     before, after = (on_eight_devices[case][side]["temp_bytes"] for side in ("before", "after"))
-    # JAX 0.10 copies what passes a barrier: see mixflow/compiler/barrier_lowering.py.
+    # JAX 0.10 copies what passes a barrier: see mixflow/compiler/barriers/lowering.py.
     assert after < (0.75 if jax.__version_info__ >= (0, 11) else 0.8) * before
 
 

@@ -1,1 +1,1 @@
-"""Analyses: they read programs and change nothing."""
+"""What the passes and the planner ask of a program in the IR."""

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from xdsl.dialects.func import FuncOp
 from xdsl.ir import Block, Operation, Region, SSAValue
 
-from mixflow.compiler.dialects import jaxpr as jx
-from mixflow.compiler.dialects import mixflow as mf
-from mixflow.compiler.dialects.attributes import aval_of
-from mixflow.compiler.differentiand import is_inexact
+from mixflow.compiler.ir.dialects import jaxpr as jx
+from mixflow.compiler.ir.dialects import mixflow as mf
+from mixflow.compiler.ir.dialects.attributes import aval_of
+from mixflow.compiler.jaxprs.values import is_inexact
 
 Flags = Sequence[bool]
 

@@ -12,26 +12,19 @@ import numpy as np
 from xdsl.ir import Block, Operation, SSAValue
 from xdsl.traits import is_side_effect_free
 
-from mixflow.compiler.analysis.derivative_rules import is_custom
 from mixflow.compiler.analysis.residuals import residuals_of, size_of, total_size
+from mixflow.compiler.analysis.schedule import Array, Chain
 from mixflow.compiler.analysis.work import work_of
-from mixflow.compiler.dialects import jaxpr as jx
-from mixflow.compiler.dialects import mixflow as mf
-from mixflow.compiler.schedule import Array, Chain
+from mixflow.compiler.ir.dialects import jaxpr as jx
+from mixflow.compiler.ir.dialects import mixflow as mf
+from mixflow.compiler.primitives import row_by_name
+from mixflow.compiler.rules.suspects import is_custom
 
 MAX_UNITS = 96
 """A chain is cut at its narrowest places, no finer than this: the schedule's cost grows as n³."""
 
 LIGHTEST = 1 / 256
 """What a unit has at least of the whole chain's residuals and work."""
-
-_CHEAP = frozenset(
-    {
-        *("iota", "broadcast_in_dim", "reshape", "squeeze", "convert_element_type", "transpose"),
-        *("eq", "ne", "lt", "le", "gt", "ge", "and", "or", "not", "add", "sub", "mul", "select_n"),
-    }
-)
-"""Primitives that are worth running again wherever their result is read, if it is inactive."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +92,7 @@ def _cheap_ops(block: Block, active: AbstractSet[SSAValue]) -> set[Operation]:
     for op in block.ops:
         if isinstance(op, (jx.LiteralOp, jx.ConstantOp)):
             found.add(op)
-        elif isinstance(op, jx.LeafOp) and op.info.primitive.name in _CHEAP:
+        elif isinstance(op, jx.LeafOp) and row_by_name(op.info).everywhere:
             inputs = [operand.owner for operand in op.operands]
             known = all(owner in found or owner is block for owner in inputs)
             if known and not any(value in active for value in (*op.operands, *op.results)):

@@ -9,28 +9,11 @@ from typing import Any
 from jax.extend.core import ClosedJaxpr, Var, jaxprs_in_params, primitives
 from jax.interpreters.partial_eval import dce_jaxpr
 
-from mixflow.compiler.analysis.sizes import array_bytes, count_elements, dims_of, number_of
-from mixflow.compiler.analysis.spelling import spell_out
-from mixflow.compiler.equations import variables_read
-from mixflow.compiler.vjp_primitive import SYMBOLIC
-
-FREE = frozenset(
-    {
-        *("broadcast_in_dim", "reshape", "squeeze", "transpose", "rev", "concatenate", "pad"),
-        *("slice", "dynamic_slice", "gather", "copy", "iota", "select_n", "name"),
-        *("convert_element_type", "bitcast_convert_type", "stop_gradient"),
-    }
-)
-"""Primitives that move data and compute nothing."""
-
-TRANSCENDENTAL = frozenset(
-    {
-        *("exp", "exp2", "expm1", "log", "log1p", "logistic", "erf", "erfc", "erf_inv", "pow"),
-        *("sin", "cos", "tan", "asin", "acos", "atan", "atan2", "lgamma", "digamma"),
-        *("sinh", "cosh", "tanh", "asinh", "acosh", "atanh", "rsqrt", "cbrt"),
-    }
-)
-"""Primitives that take many instructions for each element."""
+from mixflow.compiler.derivative.spelling import spell_out
+from mixflow.compiler.derivative.vjp_primitive import SYMBOLIC
+from mixflow.compiler.jaxprs.equations import variables_read
+from mixflow.compiler.jaxprs.sizes import array_bytes, count_elements, dims_of, number_of
+from mixflow.compiler.primitives import row_of
 
 
 @dataclass(frozen=True)
@@ -42,7 +25,7 @@ class Cost:
 
     bytes: bytes that are read and written, those inside of fused element-wise code left out;
         None where a trip count is unknown.
-    transcendentals: elements that functions of `TRANSCENDENTAL` are computed for; each is one of
+    transcendentals: elements that slow functions are computed for; each is one of
         the flops, too. None where a trip count is unknown.
     """
 
@@ -149,12 +132,12 @@ def _leaf_bytes(eqn: Any) -> float:
 
 
 def _leaf_transcendentals(eqn: Any) -> float:
-    return _leaf_flops(eqn) if eqn.primitive.name in TRANSCENDENTAL else 0.0
+    return _leaf_flops(eqn) if row_of(eqn).slow else 0.0
 
 
 def _leaf_flops(eqn: Any) -> float:
     name = eqn.primitive.name
-    if name in FREE:
+    if row_of(eqn).free:
         return 0.0
     if name == "dot_general":
         return _dot_flops(eqn)

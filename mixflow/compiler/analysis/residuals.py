@@ -17,41 +17,15 @@ from dataclasses import dataclass, field
 
 from xdsl.ir import Block, Operation, SSAValue, Use
 
-from mixflow.compiler.analysis.sizes import array_bytes, count_elements, number_of
-from mixflow.compiler.dialects import jaxpr as jx
-from mixflow.compiler.dialects import mixflow as mf
-from mixflow.compiler.dialects.attributes import aval_of
-from mixflow.compiler.differentiand import is_inexact
+from mixflow.compiler.ir.dialects import jaxpr as jx
+from mixflow.compiler.ir.dialects import mixflow as mf
+from mixflow.compiler.ir.dialects.attributes import aval_of
+from mixflow.compiler.jaxprs.sizes import array_bytes, count_elements, number_of
+from mixflow.compiler.jaxprs.values import is_inexact
+from mixflow.compiler.primitives import CUSTOM_RULES, Row, row_by_name
 
-LINEAR = frozenset(
-    {
-        *("add", "add_any", "sub", "neg", "reshape", "transpose", "broadcast_in_dim", "squeeze"),
-        *("reduce_sum", "convert_element_type", "slice", "concatenate", "pad", "copy", "rev"),
-        *("cumsum", "dynamic_slice", "dynamic_update_slice", "gather", "scatter-add", "select_n"),
-        *("real", "imag", "complex", "conj", "psum", "reduce_precision", "sign", "stop_gradient"),
-        *(
-            "expand_dims",
-            "split",
-            "unstack",
-            "stack",
-            "reduce_window_sum",
-            "device_put",
-            "sharding_constraint",
-            "name",
-            "copy_p",
-        ),
-    }
-)
-"""Linear in all of their floating-point operands together: only indices and predicates are read."""
-
-OF_OUTPUT = frozenset({"exp", "exp2", "tanh", "logistic", "sqrt", "rsqrt", "cbrt", "tan"})
-"""Their derivative reads the result and nothing else."""
-
-BILINEAR = frozenset({"mul", "dot_general", "conv_general_dilated", "triangular_solve"})
-"""Their derivative in one operand reads the other."""
-
-
-_ELEMENTWISE = frozenset({"mul", "div", "pow", "atan2", "max", "min"})
+_FLAT = frozenset({"sign", "stop_gradient"})
+"""Their derivative is zero, and reads nothing."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +97,7 @@ def _of_block(block: Block, active: AbstractSet[SSAValue]) -> tuple[set[SSAValue
 
 def _broadcast(op: jx.LeafOp, read: set[SSAValue]) -> int:
     """Bytes that operands take beyond their own, which XLA broadcasts in memory to be read."""
-    if op.info.primitive.name not in _ELEMENTWISE:
+    if not row_by_name(op.info).is_elementwise:
         return 0
     out = size_of(op.results[0])
     return sum(
@@ -134,21 +108,31 @@ def _broadcast(op: jx.LeafOp, read: set[SSAValue]) -> int:
 
 
 def _of_leaf(op: jx.LeafOp, active: AbstractSet[SSAValue]) -> set[SSAValue]:
-    name = op.info.primitive.name
-    if name in LINEAR:
+    name, row = op.info.primitive.name, row_by_name(op.info)
+    if _is_linear(op, row) or name in _FLAT:
         return {operand for operand in op.operands if not is_inexact(aval_of(operand))}
-    if name in OF_OUTPUT:
+    if row.reads_result:
         return set(op.results)
-    if name in BILINEAR:
+    if row.linear == ((0,), (1,)) or name == "triangular_solve":
         left, right = op.operands
         return {one for one, other in ((left, right), (right, left)) if other in active}
     if name == "div":
         above, below = op.operands
         return {below, *({above} if below in active else ())}
-    if name in ("custom_jvp_call", "custom_vjp_call"):
+    if name in CUSTOM_RULES:
         # Nobody knows what the rule reads, or what its own derivative does: taken for both.
         return {*op.operands, *op.results}
     return set(op.operands)
+
+
+def _is_linear(op: jx.LeafOp, row: Row) -> bool:
+    """Whether it is linear in all floating-point operands together: only indices are read."""
+    inexact = {place for place, one in enumerate(op.operands) if is_inexact(aval_of(one))}
+    places = range(len(op.operands))
+    return any(
+        inexact <= set(places[chosen] if isinstance(chosen, slice) else chosen)
+        for chosen in row.linear
+    )
 
 
 def is_read_backward(value: SSAValue, active: AbstractSet[SSAValue]) -> bool:

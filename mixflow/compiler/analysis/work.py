@@ -10,9 +10,9 @@ from xdsl.ir import Operation, SSAValue
 
 from mixflow.compiler.analysis.costs import equation_flops
 from mixflow.compiler.analysis.residuals import total_size
-from mixflow.compiler.analysis.sizes import number_of
-from mixflow.compiler.dialects import jaxpr as jx
-from mixflow.compiler.dialects.attributes import aval_of
+from mixflow.compiler.ir.dialects import jaxpr as jx
+from mixflow.compiler.ir.dialects.attributes import aval_of
+from mixflow.compiler.jaxprs.sizes import number_of
 
 FLOPS_PER_BYTE = 10
 """How many floating-point operations take as long as moving a byte: 5 on CPUs, 30 on GPUs."""

@@ -1,0 +1,1 @@
+"""The symbolic derivative: its primitives, their two rules, and their plain programs."""

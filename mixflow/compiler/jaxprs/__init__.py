@@ -1,0 +1,1 @@
+"""Plain jaxprs: to walk, to rewrite and to interpret them."""

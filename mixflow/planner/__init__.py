@@ -1,0 +1,1 @@
+"""Which passes to run: pipelines, plans, and what they cost."""

@@ -1,0 +1,302 @@
+"""The planner: which passes a program gets, with which options.
+
+A plan is a pipeline's text, so that it can be read, kept and given to `passes=`. Plans are run
+through the passes, and what comes out is swept for liveness and costed; XLA is asked last, by
+the runtime, and of the chosen plan only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cached_property
+
+from jax.extend.core import ClosedJaxpr
+
+from mixflow.compiler.analysis.activity import find_activity
+from mixflow.compiler.analysis.costs import program_cost
+from mixflow.compiler.analysis.nesting import choose_nest
+from mixflow.compiler.capture.capture import Captured
+from mixflow.compiler.derivative.spelling import with_reverse_pass
+from mixflow.compiler.ir.dialects.remarks import DECLINED, Remark
+from mixflow.compiler.ir.emitter import main_function
+from mixflow.compiler.jaxprs.sizes import array_bytes
+from mixflow.compiler.jaxprs.subprograms import holds_derivative
+from mixflow.compiler.memory.liveness import peak_memory
+from mixflow.planner.device import Device
+from mixflow.planner.facts import Facts, facts_of
+from mixflow.planner.pipeline import Optimised, optimise, parse_passes
+from mixflow.planner.plan import PREPARE, SLOWEST, Candidate, Plan, balanced
+
+FEW_STEPS = 4
+"""Up to here a peeled step saves so much time that it is not asked whether it takes memory."""
+FAR_BELOW = 0.4
+"""Forward over reverse alone does not get so far below the memory of a checkpointed step."""
+
+
+class Planner:
+    """Enumerates and costs the plans of one captured program.
+
+    Arguments:
+        captured: the program.
+        differentiated: whether somebody may differentiate it from outside.
+        device: where it is to run.
+        several: whether several devices have parts of its arguments.
+        loss: whether it is a meta-loss: a scalar, or a scalar with auxiliary data.
+    """
+
+    def __init__(
+        self,
+        captured: Captured,
+        *,
+        differentiated: bool,
+        device: Device,
+        several: bool = False,
+        loss: bool = False,
+    ) -> None:
+        self._captured = captured
+        self._differentiated = differentiated
+        self._device = device
+        self._several = several
+        self._loss = loss
+        self._costed: dict[Plan, Candidate] = {}
+
+    def optimised(self, plan: Plan) -> Optimised:
+        """The program after a plan's passes."""
+        pipeline = parse_passes(plan.passes)
+        return optimise(self._captured, pipeline, differentiated=self._differentiated)
+
+    @cached_property
+    def _probe(self) -> Optimised:
+        """The program with every gradient marked that may be, for what there is to plan."""
+        return self.optimised(Plan(symmetric=True, transposed=True))
+
+    @cached_property
+    def facts(self) -> Facts:
+        """What there is to plan."""
+        return facts_of(self._probe.module, peeling=self._device.keeps_barriers)
+
+    def candidate(self, plan: Plan) -> Candidate:
+        """A plan with its costs."""
+        if plan not in self._costed:
+            self._costed[plan] = self._cost(plan)
+        return self._costed[plan]
+
+    @property
+    def considered(self) -> list[Candidate]:
+        """All that was costed so far."""
+        return list(self._costed.values())
+
+    def _cost(self, plan: Plan) -> Candidate:
+        optimised = self.optimised(plan)
+        program = self._measured(optimised.jaxpr)
+        cost = program_cost(program)
+        held = sum(map(array_bytes, (*program.in_avals, *program.out_avals)))
+        total = held + peak_memory(program).bytes
+        seconds = self._device.seconds(cost, total)
+        return Candidate(plan, optimised, total, seconds)
+
+    def _measured(self, closed: ClosedJaxpr) -> ClosedJaxpr:
+        """The program whose cost counts: its gradient, where all there is to gain is in that."""
+        return with_reverse_pass(closed) if self._is_reversed else closed
+
+    @cached_property
+    def _is_reversed(self) -> bool:
+        """Whether the cost that counts is that of a gradient taken outside of the program.
+
+        Not where the program holds reverse over reverse of its own and is no meta-loss: it is a
+        meta-gradient then, and is just called.
+        """
+        if not self._differentiated or self._loss:
+            return self._differentiated
+        module = optimise(self._captured, parse_passes(PREPARE), differentiated=False).module
+        return module is None or not find_activity(main_function(module)).pullbacks
+
+    # --- the search ----------------------------------------------------------------------------
+
+    def best(self, budget: int | None = None) -> list[Candidate]:
+        """The plan to take, and the one that needs the least memory if that is another.
+
+        Arguments:
+            budget: bytes for arguments, results and temporaries; None for the best of both.
+        """
+        if not self.facts.nested and budget is None:
+            return [self.candidate(self._plain)]
+        self._explore()
+        if budget is None:
+            return [self._balanced]
+        self._explore_widely()
+        self._fit(budget)
+        least = min(self.considered, key=lambda one: one.total_bytes)
+        within = [one for one in self.considered if one.total_bytes <= budget] or [least]
+        within = self._preferred(within)
+        fastest = _simplest(min(within, key=lambda one: one.seconds), within)
+        return [fastest] if fastest is least else [fastest, least]
+
+    @property
+    def _balanced(self) -> Candidate:
+        candidates = self._preferred(self.considered)
+        best = candidates[balanced([one.figures for one in candidates])]
+        return _simplest(best, candidates)
+
+    def _preferred(self, candidates: list[Candidate]) -> list[Candidate]:
+        """Of plans for several devices, those that do not exchange all for a gradient again.
+
+        All of them, if only such a plan takes less memory than plain JAX.
+        """
+        if not self._several or not self.facts.rewritable:
+            return candidates
+        return [one for one in candidates if not one.plan.repeats] or candidates
+
+    def front(self, budget: int | None = None) -> list[Candidate]:
+        """The plans that no other one beats in both memory and time, the best first."""
+        self.best(budget)
+        self._explore_widely()
+        front = [one for one in self.considered if not any(map(one.is_beaten, self.considered))]
+        return sorted(front, key=lambda one: one.score)
+
+    def _explore(self) -> None:
+        """Cost what may be best, one choice after the other: each costs a trace of the program."""
+        if self.facts.steps:
+            self.candidate(self._step)
+        if self._device.keeps_barriers:
+            self.candidate(replace(self._rewritten, slack=0))
+        if not self._is_far_below(self._step):
+            self.candidate(self._rewritten)
+        self._explore_loop()
+        if self.facts.peelable and self._balanced.plan.levels:
+            # Of many steps the first is not worth a second program in each plan that is tried.
+            self.candidate(replace(self._balanced.plan, peeled=True))
+        if self._plain_may_be_best():
+            self.candidate(self._plain)
+
+    def _explore_widely(self) -> None:
+        """Cost what is not the best of both, but may be the fastest in a budget, or the least."""
+        if self.facts.nested:
+            self.candidate(self._rewritten)
+        self.candidate(self._plain)
+        self._explore_loop(deep=True)
+        if self._balanced.plan.kept:
+            self.candidate(replace(self._balanced.plan, kept=False))
+
+    @cached_property
+    def _plain(self) -> Plan:
+        """What JAX does by itself: nothing, but that a value comes with its gradient."""
+        return Plan(fused=holds_derivative(self._captured.jaxpr.jaxpr))
+
+    @property
+    def _step(self) -> Plan:
+        """A checkpointed step, and nothing else."""
+        return Plan(levels=1 if self.facts.steps else 0)
+
+    @property
+    def _rewritten(self) -> Plan:
+        """All that is sound, without segments."""
+        facts = self.facts
+        step = replace(self._step, peeled=facts.peelable and facts.steps <= FEW_STEPS)
+        if not facts.rewritable:
+            return step
+        return replace(self._mixed(step), saved=facts.steps > 0, kept=facts.distributed)
+
+    def _mixed(self, plan: Plan) -> Plan:
+        """A plan in which each gradient gets the best rule that is allowed for it."""
+        return replace(plan, symmetric=self.facts.symmetric, transposed=self.facts.transposed)
+
+    def _is_far_below(self, step: Plan) -> bool:
+        """Whether segments took so much from a checkpointed step that none can be better."""
+        before = self._costed.get(step)
+        return before is not None and self._balanced.total_bytes < FAR_BELOW * before.total_bytes
+
+    def _explore_loop(self, *, deep: bool = False) -> None:
+        """Nest the loop deeper while the states that it holds are a good part of the whole.
+
+        Arguments:
+            deep: also where the level before was not the best of both.
+        """
+        levels, kinds = 1, {False, self.facts.rewritable}
+        while kinds and self.facts.steps and self._held(levels) > self._balanced.total_bytes / 4:
+            levels += 1
+            if self._held(levels) == self._held(levels - 1):
+                return  # as deep as it goes: most of what is left are states, and not segments'
+            best = self._balanced
+            plan = replace(self._mixed(best.plan), levels=levels)
+            kinds = {saved for saved in kinds if self._nests_well(replace(plan, saved=saved))}
+            if self._balanced is best and not deep:
+                break
+        if levels > 1 and self._device.keeps_barriers:
+            # What the loop holds has changed, and with it what segments are worth.
+            other = 0 if self._balanced.plan.slack is None else None
+            self.candidate(replace(self._balanced.plan, slack=other))
+            if self._balanced.plan.slack == 0:
+                # The step is a large part of what is left; to run more of it again may be worth it.
+                self.candidate(replace(self._balanced.plan, rerun=1.5))
+
+    def _nests_well(self, plan: Plan) -> bool:
+        """Whether a plan takes less memory than all with fewer levels that save as much."""
+        shallower = [
+            one.total_bytes
+            for one in self.considered
+            if one.plan.saved == plan.saved and one.plan.levels < plan.levels
+        ]
+        return self.candidate(plan).total_bytes < min(shallower, default=math.inf)
+
+    def _held(self, levels: int) -> float:
+        """Bytes of the states that the inner loop holds at once, nested so deep."""
+        steps = self.facts.steps
+        return self.facts.held_bytes / steps * choose_nest(steps, levels).states
+
+    def _plain_may_be_best(self) -> bool:
+        """Not where a checkpointed step, at most a third slower than plain, is well beaten.
+
+        But plain JAX may keep less of a step than the state that it is given.
+        """
+        step, best = self._costed.get(Plan(levels=1)), self._balanced
+        if step is None or self._held(max(best.plan.levels, 1)) > best.total_bytes / 4:
+            return True
+        return best.score > 0.8 * step.score
+
+    def _fit(self, budget: int) -> None:
+        """Cost what comes near the budget: more slack where there is room, more reruns if not."""
+        least = min(self.considered, key=lambda one: one.total_bytes)
+        if least.total_bytes > budget and least.plan.slack is not None:
+            self.candidate(replace(least.plan, slack=0, rerun=1.5))
+            self.candidate(replace(least.plan, slack=0, rerun=3.0))
+        within = [one for one in self.considered if one.total_bytes <= budget]
+        bearable = SLOWEST * min((one.seconds for one in within), default=0.0)
+        for one in within:
+            room = int(budget - one.total_bytes)
+            if one.plan.slack == 0 and room > budget / 20 and one.seconds <= bearable:
+                self.candidate(replace(one.plan, slack=room))
+
+    def declines(self, chosen: Candidate) -> tuple[Remark, ...]:
+        """What was left out of the chosen plan, with the reason."""
+        unsound = [] if chosen.plan.rewritten else self._probe.declines
+        known = [remark for remark in unsound if remark not in chosen.optimised.declines]
+        reasons = [Remark("plan", DECLINED, why, "<unknown>") for why in self._reasons(chosen)]
+        return (*known, *reasons)
+
+    def _reasons(self, chosen: Candidate) -> Iterator[str]:
+        if self.facts.nested and not self._device.keeps_barriers:
+            yield (
+                "segment-loss is left out: the jit around this function was not given "
+                "mixflow.compiler_options(), without which XLA undoes segments here"
+            )
+        if chosen.plan != self._plain:
+            return
+        others = [one for one in self.considered if one is not chosen]
+        if not others:
+            yield "no gradient is differentiated again: the program is left as it is"
+            return
+        nearest = min(others, key=lambda one: one.score)
+        yield (
+            "nothing pays, and the program is left as it is: the next best plan would need "
+            f"{nearest.total_bytes / chosen.total_bytes:.2f} times the memory and "
+            f"{nearest.seconds / chosen.seconds:.2f} times the time ({nearest.plan.passes})"
+        )
+
+
+def _simplest(best: Candidate, candidates: list[Candidate]) -> Candidate:
+    """The one that does the least to the program, of those that are as good as the best."""
+    alike = [one for one in candidates if one.is_as_good(best)]
+    return min(alike, key=lambda one: len(one.plan.passes))

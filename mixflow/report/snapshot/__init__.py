@@ -1,0 +1,1 @@
+"""What mixflow makes of a program, as a file to commit."""

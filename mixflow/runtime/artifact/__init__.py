@@ -1,0 +1,1 @@
+"""Exported programs, and the files that they are kept in."""

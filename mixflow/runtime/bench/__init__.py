@@ -1,0 +1,1 @@
+"""Programs measured side by side, each in a process of its own."""

@@ -1,0 +1,1 @@
+"""Whether the results of two programs are the same but for roundings."""
