@@ -170,6 +170,20 @@ class Captured:
     with_effects: tuple[dict[str, Any], ...] = ()
 
 
+def _why_not_at_all(jaxpr: ClosedJaxpr, recording: Recording) -> str | None:
+    """Why nothing in a program can be captured, or None."""
+    if _outlived(jaxpr, recording):
+        return (
+            "a loss leaves values behind that are used after it, such as a random key that it "
+            "splits or a list that it appends to: return them from it, as has_aux does"
+        )
+    if any(one.optimizes_remat for one in recording.captured.values()):
+        # JAX raises where such a rule, in a jit or a loop, is differentiated once and traced: it
+        # takes that the user differentiates it twice, from outside, as the program does.
+        return "a rule given with optimize_remat stands inside a jit, a loop or the like"
+    return None
+
+
 def _outlived(jaxpr: ClosedJaxpr, recording: Recording) -> bool:
     """Whether values of a captured loss are used outside of it.
 
@@ -205,12 +219,10 @@ def capture(
         return result
 
     recording, jaxpr = _traced_whole(flat, leaves, assume_symmetric)
-    if _outlived(jaxpr, recording):
+    why = _why_not_at_all(jaxpr, recording)
+    if why:
         recording = Recording()
-        recording.decline(
-            "a loss leaves values behind that are used after it, such as a random key that it "
-            "splits or a list that it appends to: return them from it, as has_aux does"
-        )
+        recording.decline(why)
         jaxpr = jax.make_jaxpr(flat)(*leaves)
     if not recording.declines:
         recording.declines.extend(itertools.islice(_unseen_derivatives(jaxpr), 1))

@@ -27,13 +27,16 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from mixflow.compiler.derivative.differentiand import Differentiand
 from mixflow.compiler.derivative.transposed_rule import forward_function
 from mixflow.compiler.jaxprs.equations import inline_jits
+from mixflow.compiler.jaxprs.subprograms import nested_jaxprs
 from mixflow.compiler.jaxprs.values import is_inexact, spec_of
 from mixflow.compiler.recording import paused
+from mixflow.compiler.rules.linearity import optimizes_remat
 from mixflow.compiler.rules.positivity import Positivity, Sign
 from mixflow.compiler.rules.reach import Reach, reach_of, reached_equations
 from mixflow.compiler.rules.split import Split, split_off
 from mixflow.compiler.rules.suspects import (
     Suspect,
+    custom_rules,
     is_custom,
     is_finite,
     is_true,
@@ -66,6 +69,15 @@ class FunctionSoundness:
         self._jaxpr = jaxpr
         self._num_consts = num_consts
         self._trusts = trusts
+
+    @cached_property
+    def optimizes_remat(self) -> bool:
+        """Whether a rule of f, in a program inside of f, was given with `optimize_remat`."""
+        if not self.function.custom:
+            return False
+        inside = (inner for eqn in self._jaxpr.eqns for inner in nested_jaxprs(eqn))
+        rules = (rule for inner in inside for rule in custom_rules(inner))
+        return any(map(optimizes_remat, rules))
 
     @property
     def _moving(self) -> list[bool]:

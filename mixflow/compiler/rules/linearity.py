@@ -153,9 +153,21 @@ def why_not_linear(eqn: Any) -> str | None:
         return f"its rule cannot be looked at ({type(error).__name__})"
     if not all(map(jax_compat.is_axis_effect, rule.jaxpr.effects)):
         return "its rule has effects"
-    if any(one.primitive.name == "remat_opt" for one in rule.jaxpr.eqns):
+    if _holds_remat_opt(rule):
         return "its rule was given with optimize_remat, which JAX cannot push forward"
     return _why_not_linear(rule)
+
+
+def optimizes_remat(eqn: Any) -> bool:
+    """Whether a custom rule was given with `optimize_remat`."""
+    try:
+        return _holds_remat_opt(rule_program(eqn))
+    except Exception:  # the rule is the user's: whatever it raises
+        return False
+
+
+def _holds_remat_opt(rule: RuleProgram) -> bool:
+    return any(one.primitive.name == "remat_opt" for one in rule.jaxpr.eqns)
 
 
 def _why_not_linear(rule: RuleProgram) -> str | None:

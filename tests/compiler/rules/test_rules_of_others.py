@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -85,13 +86,22 @@ def test_lanes_share_no_cotangent_of_a_result_that_is_not_mapped(place: str) -> 
         assert_close(found, jax.jit(jax.grad(second))(3.0))
 
 
+def in_a_scan(f: Any) -> Any:
+    return lambda x: jax.lax.scan(lambda x, _: (f(x), None), x, length=1)[0]
+
+
 @pytest.mark.parametrize("passes", PASSES)
-def test_a_rule_with_optimize_remat_is_left_to_jax(passes: str | None) -> None:
+@pytest.mark.parametrize("place", [jax.checkpoint, jax.jit, in_a_scan])
+@pytest.mark.parametrize("outside", [False, True])
+def test_a_rule_with_optimize_remat_is_left_to_jax(
+    passes: str | None, place: Any, outside: bool
+) -> None:
     function = jax.custom_vjp(jnp.sin)
     function.defvjp(lambda x: (jnp.sin(x), x), lambda x, g: (g * jnp.cos(x),), optimize_remat=True)
 
     def gradient(e: Any) -> Any:
-        return jax.grad(lambda t: jax.checkpoint(function)(t * e) ** 2)(1.0)
+        return jax.grad(lambda t: place(function)(t * e) ** 2)(1.0)
 
-    expected = jax.jit(jax.grad(gradient))(0.3)
-    assert_close(mixflow.compile(jax.grad(gradient), passes=passes)(0.3), expected)
+    compiled = functools.partial(mixflow.compile, passes=passes)
+    got = jax.grad(compiled(gradient)) if outside else compiled(jax.grad(gradient))
+    assert_close(got(0.3), jax.jit(jax.grad(gradient))(0.3))
