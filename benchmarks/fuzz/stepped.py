@@ -18,7 +18,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxprs_in_params
 from jax.tree_util import tree_leaves, tree_unflatten
 
 from benchmarks.fuzz.with_numpy import by_numpy
-from mixflow.compiler.derivative.vjp_primitive import SYMBOLIC, spelled_out
+from mixflow.compiler.derivative.vjp_primitive import SYMBOLIC, traced_definition
 from mixflow.compiler.jax_compat import scan_layout
 
 Values = Sequence[Any]
@@ -48,7 +48,7 @@ def run_jaxpr(closed: ClosedJaxpr, args: Values) -> Values:
             results = _OPENED[equation.primitive.name](equation, operands)
         elif equation.primitive in SYMBOLIC:
             avals = list(map(jax.typeof, operands))
-            plain = spelled_out(equation.primitive, avals, equation.params)
+            plain = traced_definition(equation.primitive, avals, equation.params)
             results = run_jaxpr(plain, operands)
         else:
             results = by_numpy(equation, operands)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from xdsl.context import Context
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.dialects.func import FuncOp
-from xdsl.ir import Operation, SSAValue
+from xdsl.ir import Operation
 from xdsl.passes import ModulePass
 from xdsl.pattern_rewriter import (
     GreedyRewritePatternApplier,
@@ -16,41 +16,29 @@ from xdsl.pattern_rewriter import (
     RewritePattern,
     op_type_rewrite_pattern,
 )
-from xdsl.rewriter import InsertPoint
 from xdsl.transforms.dead_code_elimination import region_dce
 
+from mixflow.compiler.ir.building import inline_body
 from mixflow.compiler.ir.dialects import jaxpr as jx
 from mixflow.compiler.ir.dialects import mixflow as mf
 from mixflow.compiler.ir.dialects.remarks import move_remarks
 
 
 class InlineJitAroundDerivative(RewritePattern):
-    """Dissolve a plain nested `jit` that holds a derivative, so that passes see its context.
+    """Inline a plain nested `jit` that holds a derivative, so that passes see its context.
 
     One with shardings, donation or options of its own means something, and stays.
     """
 
     @op_type_rewrite_pattern
     def match_and_rewrite(self, op: jx.JitOp, rewriter: PatternRewriter) -> None:
-        if _holds_derivative(op) and is_dissolvable(op):
-            dissolve(op, rewriter)
+        if _holds_derivative(op) and is_inlinable(op):
+            inline_body(op, rewriter)
 
 
-def is_dissolvable(op: jx.JitOp) -> bool:
+def is_inlinable(op: jx.JitOp) -> bool:
     """Whether a nested jit means no more than its body."""
     return _is_plain(op) and not _constants_would_be_lost(op)
-
-
-def dissolve(op: jx.JitOp, rewriter: PatternRewriter) -> None:
-    """Put a nested jit's body in its place."""
-    block = op.regions[0].block
-    yielded = block.last_op
-    assert yielded is not None
-    results = list(yielded.operands)
-    rewriter.erase(yielded)
-    operands: dict[SSAValue, SSAValue] = dict(zip(block.args, op.operands, strict=True))
-    rewriter.inline_block(block, InsertPoint.before(op), op.operands)
-    rewriter.replace(op, [], [operands.get(value, value) for value in results])
 
 
 def _is_plain(op: jx.JitOp) -> bool:

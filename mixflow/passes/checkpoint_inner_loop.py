@@ -82,7 +82,7 @@ class CheckpointBody(RewritePattern):
             return
         if is_checkpointed(op):
             declined(op, name, "the step is in a jax.checkpoint of yours already")
-        elif op.info.effects:
+        elif op.eqn.effects:
             declined(op, name, "the step has effects, which must not happen twice")
         elif not is_side_effect_free(op):
             why = "a custom rule in the step has effects, which must not happen twice"

@@ -48,7 +48,7 @@ def index_inputs(op: ScanOp, active: AbstractSet[SSAValue], rewriter: PatternRew
     loop = ScanOp.create(
         operands=[*consts, *whole, *carry, positions, *rest],
         result_types=[result.type for result in op.results],
-        properties={"equation": EquationAttr(replace(op.info, params=params))},
+        properties={"equation": EquationAttr(replace(op.eqn, params=params))},
         regions=[rewriter.move_region_contents_to_new_regions(op.regions[0])],
     )
     move_remarks(op, loop)

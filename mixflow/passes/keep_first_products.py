@@ -55,7 +55,7 @@ class FirstProduct:
         values: dict[SSAValue, Any] = {self.leaf: leaf, self.const: const}
         for op in (*self.layout, self.op):
             operands = [values[operand] for operand in op.operands]
-            values[op.results[0]] = op.info.primitive.bind(*operands, **op.params)
+            values[op.results[0]] = op.eqn.primitive.bind(*operands, **op.params)
         return values[self.op.results[0]]
 
     def pulled_back(self, leaf_bar: Any, bar: Any, const: Any) -> Any:
@@ -70,14 +70,14 @@ def first_products(op: VjpOp) -> Iterator[FirstProduct]:
     if op.rule is None:
         return
     for inner in op.body.block.ops:
-        if isinstance(inner, LeafOp) and inner.info.primitive is primitives.dot_general_p:
+        if isinstance(inner, LeafOp) and inner.eqn.primitive is primitives.dot_general_p:
             product = _first_product(inner, op)
             if product is not None and is_exchanged(inner):
                 yield product
 
 
 def _first_product(product: LeafOp, op: VjpOp) -> FirstProduct | None:
-    (one, ones), (other, others) = map(_laid_out, product.operands)
+    (one, ones), (other, others) = map(_behind_layouts, product.operands)
     if one is None or other is None:
         return None
     leaf, const = (one, other) if one.index > other.index else (other, one)
@@ -86,16 +86,16 @@ def _first_product(product: LeafOp, op: VjpOp) -> FirstProduct | None:
     return FirstProduct(product, (*ones, *others), leaf, const)
 
 
-def _laid_out(value: SSAValue) -> tuple[BlockArgument | None, list[LeafOp]]:
+def _behind_layouts(value: SSAValue) -> tuple[BlockArgument | None, list[LeafOp]]:
     """The argument that a value is another layout of, and the operations in between, in order."""
     if isinstance(value, BlockArgument):
         return value, []
     owner = value.owner
-    if not isinstance(owner, LeafOp) or not row_by_name(owner.info).layout:
+    if not isinstance(owner, LeafOp) or not row_by_name(owner.eqn).layout:
         return None, []
     if len(owner.operands) != 1:  # sizes that jax.export has left open are operands, too
         return None, []
-    argument, before = _laid_out(owner.operands[0])
+    argument, before = _behind_layouts(owner.operands[0])
     return argument, [*before, owner]
 
 

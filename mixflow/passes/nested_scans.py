@@ -99,7 +99,7 @@ def _nested(op: ScanOp, lengths: Lengths, operands: Sequence[SSAValue], step: Re
             *(value.type for value in carry),
             *(stacked_type(y, lengths[:1]) for y in ys),
         ],
-        properties={"equation": EquationAttr(replace(op.info, params=params))},
+        properties={"equation": EquationAttr(replace(op.eqn, params=params))},
         regions=[body],
     )
 

@@ -22,7 +22,7 @@ from xdsl.rewriter import InsertPoint
 from xdsl.traits import is_side_effect_free
 
 from mixflow.compiler.analysis.activity import active_in_first_step, find_activity
-from mixflow.compiler.ir.building import build_before
+from mixflow.compiler.ir.building import build_before, inline_body
 from mixflow.compiler.ir.dialects.attributes import EquationAttr
 from mixflow.compiler.ir.dialects.jaxpr import CheckpointOp, ScanOp
 from mixflow.compiler.ir.dialects.mixflow import VjpOp
@@ -85,7 +85,8 @@ class Peel(RewritePattern):
         step, rest = _peel(op, rewriter)
         rewrote(next(_gradients(step)), PeelInactiveStep.name, what, op.source)
         if not first:
-            _dissolve(step, rewriter)
+            # Nothing in it has a derivative that is differentiated: it need not run again.
+            inline_body(step, rewriter)
         if rest is not None:
             self._mark(rest)
 
@@ -148,20 +149,9 @@ def _rest(op: ScanOp, operands: Sequence[SSAValue], rewriter: PatternRewriter) -
             *(value.type for value in yielded.operands[: op.num_carry]),
             *(stacked_type(value, (length,)) for value in stacked),
         ],
-        properties={"equation": EquationAttr(replace(op.info, params=params))},
+        properties={"equation": EquationAttr(replace(op.eqn, params=params))},
         regions=[body],
     )
-
-
-def _dissolve(step: CheckpointOp, rewriter: PatternRewriter) -> None:
-    """Nothing in the step has a derivative that is differentiated: it need not run again."""
-    yielded = step.body.block.last_op
-    assert yielded is not None
-    arguments = dict[SSAValue, SSAValue](zip(step.body.block.args, step.operands, strict=True))
-    results = [arguments.get(value, value) for value in yielded.operands]
-    rewriter.erase(yielded)
-    rewriter.inline_block(step.body.block, InsertPoint.before(step), step.operands)
-    rewriter.replace(step, [], results)
 
 
 def _cut(length: int, backwards: bool, *xs: Any) -> list[Any]:

@@ -17,6 +17,7 @@ from mixflow.compiler.analysis.activity import Activity, find_activity
 from mixflow.compiler.analysis.chains import Line, is_pinned, line_of
 from mixflow.compiler.analysis.residuals import residual_bytes, total_size
 from mixflow.compiler.analysis.schedule import Schedule, find_schedule
+from mixflow.compiler.ir.building import inline_body
 from mixflow.compiler.ir.dialects.jaxpr import (
     CheckpointOp,
     ConstantOp,
@@ -32,7 +33,7 @@ from mixflow.compiler.ir.dialects.remarks import has_remark, rewrote
 from mixflow.compiler.ir.emitter import main_function
 from mixflow.compiler.jaxprs.sizes import number_of
 from mixflow.compiler.primitives import row_by_name
-from mixflow.passes.canonicalize import dissolve, is_dissolvable
+from mixflow.passes.canonicalize import is_inlinable
 from mixflow.passes.checkpoint_inner_loop import checkpoint_body
 
 
@@ -67,11 +68,11 @@ def source_of(target: Target) -> str:
     return next((op.source for op in ops if op.source != "<unknown>"), "<unknown>")
 
 
-def dissolve_jits(block: Block) -> None:
+def inline_jits(block: Block) -> None:
     """Open plain nested jits, so that cuts can be made inside of them."""
-    while found := [op for op in block.ops if isinstance(op, JitOp) and is_dissolvable(op)]:
+    while found := [op for op in block.ops if isinstance(op, JitOp) and is_inlinable(op)]:
         for op in found:
-            dissolve(op, PatternRewriter(op))
+            inline_body(op, PatternRewriter(op))
 
 
 def is_loop_of_layers(op: Operation, activity: Activity) -> bool:
@@ -110,7 +111,7 @@ class SegmentLoss(ModulePass):
 
     def _segment(self, target: Target, activity: Activity) -> None:
         at = source_of(target)
-        dissolve_jits(target.block)
+        inline_jits(target.block)
         for op in list(target.block.ops):
             if isinstance(op, ScanOp) and is_loop_of_layers(op, activity):
                 self._checkpoint_layers(op, target.order, activity)
@@ -199,7 +200,7 @@ def read_alone(block: Block, args: AbstractSet[SSAValue]) -> set[SSAValue]:
         if isinstance(op, YieldOp) or not reads or not sources.keys() >= set(reads):
             continue
         behind = set[SSAValue]().union(*(sources[value] for value in reads))
-        if isinstance(op, LeafOp) and row_by_name(op.info).layout:
+        if isinstance(op, LeafOp) and row_by_name(op.eqn).layout:
             sources.update(dict.fromkeys(op.results, behind))
         else:
             found |= behind

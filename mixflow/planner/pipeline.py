@@ -111,7 +111,7 @@ def _unseen_derivatives(module: ModuleOp) -> Iterator[Remark]:
     """Derivatives inside an equation that the IR does not open, such as a shard_map's."""
     for op in module.walk():
         if isinstance(op, LeafOp) and any(map(holds_derivative, jaxprs_in_params(op.params))):
-            why = f"{op.info.primitive.name} is not looked into: no pass rewrites what is in it"
+            why = f"{op.eqn.primitive.name} is not looked into: no pass rewrites what is in it"
             yield Remark("import", DECLINED, why, op.source)
 
 

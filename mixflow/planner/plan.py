@@ -37,8 +37,8 @@ class Plan:
     symmetric: bool = False
     transposed: bool = False
     levels: int = 0
-    saved: bool = False
-    kept: bool = False
+    gradients: bool = False
+    products: bool = False
     slack: int | None = None
     rerun: float = 1.0
 
@@ -50,7 +50,7 @@ class Plan:
     @property
     def repeats(self) -> bool:
         """Whether gradients are computed again in the second run of a step."""
-        return self.levels > 0 and not self.saved
+        return self.levels > 0 and not self.gradients
 
     @property
     def passes(self) -> str:
@@ -66,9 +66,9 @@ class Plan:
             found.append("reverse-over-forward")
         if self.levels:
             found.append(f"checkpoint-inner-loop{{levels={self.levels}}}")
-        if self.saved:
+        if self.gradients:
             found.append("save-inner-gradients")
-        if self.kept and not self.repeats:
+        if self.products and not self.repeats:
             found.append("keep-first-products")
         if self.slack is not None:
             found.append(f"segment-loss{{slack={self.slack} rerun={self.rerun}}}")

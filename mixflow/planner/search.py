@@ -42,7 +42,7 @@ class Planner:
         captured: the program.
         differentiated: whether somebody may differentiate it from outside.
         device: where it is to run.
-        several: whether several devices have parts of its arguments.
+        sharded: whether several devices have parts of its arguments.
         loss: whether it is a meta-loss: a scalar, or a scalar with auxiliary data.
     """
 
@@ -52,13 +52,13 @@ class Planner:
         *,
         differentiated: bool,
         device: Device,
-        several: bool = False,
+        sharded: bool = False,
         loss: bool = False,
     ) -> None:
         self._captured = captured
         self._differentiated = differentiated
         self._device = device
-        self._several = several
+        self._sharded = sharded
         self._loss = loss
         self._costed: dict[Plan, Candidate] = {}
 
@@ -145,7 +145,7 @@ class Planner:
 
         All of them, if only such a plan takes less memory than plain JAX.
         """
-        if not self._several or not self.facts.rewritable:
+        if not self._sharded or not self.facts.rewritable:
             return candidates
         return [one for one in candidates if not one.plan.repeats] or candidates
 
@@ -177,8 +177,8 @@ class Planner:
             self.candidate(self._rewritten)
         self.candidate(self._plain)
         self._explore_loop(deep=True)
-        if self._balanced.plan.kept:
-            self.candidate(replace(self._balanced.plan, kept=False))
+        if self._balanced.plan.products:
+            self.candidate(replace(self._balanced.plan, products=False))
 
     @cached_property
     def _plain(self) -> Plan:
@@ -197,7 +197,7 @@ class Planner:
         step = replace(self._step, peeled=facts.peelable and facts.steps <= FEW_STEPS)
         if not facts.rewritable:
             return step
-        return replace(self._mixed(step), saved=facts.steps > 0, kept=facts.distributed)
+        return replace(self._mixed(step), gradients=facts.steps > 0, products=facts.distributed)
 
     def _mixed(self, plan: Plan) -> Plan:
         """A plan in which each gradient gets the best rule that is allowed for it."""
@@ -221,7 +221,7 @@ class Planner:
                 return  # as deep as it goes: most of what is left are states, and not segments'
             best = self._balanced
             plan = replace(self._mixed(best.plan), levels=levels)
-            kinds = {saved for saved in kinds if self._nests_well(replace(plan, saved=saved))}
+            kinds = {saved for saved in kinds if self._nests_well(replace(plan, gradients=saved))}
             if self._balanced is best and not deep:
                 break
         if levels > 1 and self._device.keeps_barriers:
@@ -237,7 +237,7 @@ class Planner:
         shallower = [
             one.total_bytes
             for one in self.considered
-            if one.plan.saved == plan.saved and one.plan.levels < plan.levels
+            if one.plan.gradients == plan.gradients and one.plan.levels < plan.levels
         ]
         return self.candidate(plan).total_bytes < min(shallower, default=math.inf)
 

@@ -24,8 +24,8 @@ from mixflow.runtime.backend import compiler_options
 from mixflow.runtime.budget import budget_bytes
 from mixflow.runtime.measure import copied, total_bytes
 from mixflow.runtime.options import Options
-from mixflow.runtime.planning import Chooser, Use
-from mixflow.runtime.staged import Kinds, Staged
+from mixflow.runtime.planning import Chooser, Usage
+from mixflow.runtime.staged import Signatures, Staged
 from mixflow.runtime.verification.noise import MovedRoundings
 from mixflow.runtime.verification.results import verify_results
 from mixflow.units import format_bytes
@@ -45,15 +45,15 @@ class CompiledFunction:
         self._pipeline = None if options.passes is None else parse_passes(options.passes)
         self._budget = budget_bytes(options.memory_budget)
         self._chooser = Chooser(self.__name__, self._budget, options.static)
-        self._kinds = Kinds(fun, options.static)
+        self._signatures = Signatures(fun, options.static)
         self._arguments = Arguments(fun, options.static)
-        self._tops: dict[Use, Any] = {}
+        self._tops: dict[Usage, Any] = {}
         self._fitted: dict[Any, Any] = {}
         self._example: Callable[[], Any] | None = None
         self._donates = any(name.startswith("donate") for name in options.jit)
         self._moved_roundings = MovedRoundings(fun, options.static)
         # The jit inside other traces: compiler options belong to the outermost one.
-        nested = self._staged(self._pipeline, Use(differentiated=True))
+        nested = self._staged(self._pipeline, Usage(differentiated=True))
         self._nested = jax.jit(nested, **options.jit)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -83,17 +83,17 @@ class CompiledFunction:
 
         Made late: asking for the backend starts it.
         """
-        use = self._use(args, kwargs) if self._pipeline is None else Use()
+        use = self._use(args, kwargs) if self._pipeline is None else Usage()
         if use not in self._tops:
             self._tops[use] = self._jit(self._pipeline, use)
         return self._tops[use]
 
     def _use(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], *, differentiated: bool = False
-    ) -> Use:
-        return Use.of(*self._arguments.traced(args, kwargs), differentiated=differentiated)
+    ) -> Usage:
+        return Usage.of(*self._arguments.traced(args, kwargs), differentiated=differentiated)
 
-    def _jit(self, pipeline: PassPipeline | None, use: Use) -> Any:
+    def _jit(self, pipeline: PassPipeline | None, use: Usage) -> Any:
         """A jit for calls from outside, by a pipeline, or by the planner's where that is None."""
         needed = {**compiler_options(), **(self._options.compiler or {})}
         staged = self._staged(pipeline, use)
@@ -107,7 +107,7 @@ class CompiledFunction:
         asks = self._budget is not None or self._options.autotune
         if not asks or has_open_sizes(self._arguments.traced(args, kwargs)):
             return self._top(args, kwargs)
-        key = self._kinds.of(args, kwargs)
+        key = self._signatures.of(args, kwargs)
         if key not in self._fitted:
             self._fitted[key] = self._fit(args, kwargs)
         return self._fitted[key]
@@ -257,12 +257,14 @@ class CompiledFunction:
         args = args or self.examples or ()
         return make_report(compile_sides(self, args, kwargs, run=run), verify=verify)
 
-    def _optimised(self, captured: Captured, pipeline: PassPipeline | None, use: Use) -> Optimised:
+    def _optimised(
+        self, captured: Captured, pipeline: PassPipeline | None, use: Usage
+    ) -> Optimised:
         if pipeline is None:
             return self._chooser.optimised(captured, use)
         return optimise(captured, pipeline, differentiated=use.differentiated)
 
-    def _staged(self, pipeline: PassPipeline | None, use: Use) -> Callable[..., Any]:
+    def _staged(self, pipeline: PassPipeline | None, use: Usage) -> Callable[..., Any]:
         @functools.wraps(self._fun, updated=())
         def staged(*args: Any, **kwargs: Any) -> Any:
             if jax_compat.checks_keys():

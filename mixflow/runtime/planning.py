@@ -50,30 +50,30 @@ class Chosen:
 
 
 @dataclass(frozen=True)
-class Use:
+class Usage:
     """How a program is called: what its plan depends on beside itself.
 
     Arguments:
         differentiated: whether somebody may differentiate it from outside.
-        several: whether its arguments are known to be in parts on several devices.
+        sharded: whether its arguments are known to be in parts on several devices.
         loss: whether it is a meta-loss by the types that it returns. One that is differentiated
             from outside is planned for its gradient.
     """
 
     differentiated: bool = False
-    several: bool = False
+    sharded: bool = False
     loss: bool = False
 
     @staticmethod
-    def of(args: tuple[Any, ...], kwargs: dict[str, Any], *, differentiated: bool = False) -> Use:
+    def of(args: tuple[Any, ...], kwargs: dict[str, Any], *, differentiated: bool = False) -> Usage:
         """The use with some traced arguments, arrays or `jax.ShapeDtypeStruct`."""
         if jax.device_count() == 1:
-            return Use(differentiated)
+            return Usage(differentiated)
         shardings = (getattr(leaf, "sharding", None) for leaf in tree_leaves((args, kwargs)))
         parts = (one is not None and not one.is_fully_replicated for one in shardings)
-        return Use(differentiated, any(parts))
+        return Usage(differentiated, any(parts))
 
-    def of_result(self, captured: Captured, args: tuple[Any, ...]) -> Use:
+    def of_result(self, captured: Captured, args: tuple[Any, ...]) -> Usage:
         """The same use, knowing what the program returns for these arguments."""
         result = tree_unflatten(captured.out_tree, captured.jaxpr.out_avals)
         return replace(self, loss=is_meta_loss(result, args))
@@ -94,7 +94,7 @@ class Chooser:
         self._static = static
         self._found: dict[Any, Chosen] = {}
 
-    def optimised(self, captured: Captured, use: Use) -> Optimised:
+    def optimised(self, captured: Captured, use: Usage) -> Optimised:
         """The program by its plan."""
         key = _key(captured, use)
         if key in self._found:
@@ -110,7 +110,12 @@ class Chooser:
         return replace(result, passes=chosen.passes, declines=declines)
 
     def confirm(
-        self, captured: Captured, use: Use, jit: Jit, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        captured: Captured,
+        use: Usage,
+        jit: Jit,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> None:
         """Choose the first of the planner's finalists that XLA finds within the budget.
 
@@ -124,7 +129,7 @@ class Chooser:
             return total_bytes(jit(candidate.plan.passes).lower(*args, **kwargs).compile())
 
         budget, needed = self._budget, list[int]()
-        if use.several:
+        if use.sharded:
             # Estimates are those of the whole program, and the budget is for each device.
             (reference,) = planner.best()
             budget = int(budget * reference.total_bytes / measured(reference))
@@ -136,7 +141,12 @@ class Chooser:
         raise over_budget(self._name, self._budget, min(needed))
 
     def autotune(
-        self, captured: Captured, use: Use, jit: Jit, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        captured: Captured,
+        use: Usage,
+        jit: Jit,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> None:
         """Choose by compiling and running the plans that the planner finds worth it.
 
@@ -167,7 +177,9 @@ class Chooser:
             return balanced(figures)
         return min(range(len(runs)), key=lambda place: figures[place][1])
 
-    def _choose(self, captured: Captured, use: Use, planner: Planner, candidate: Candidate) -> None:
+    def _choose(
+        self, captured: Captured, use: Usage, planner: Planner, candidate: Candidate
+    ) -> None:
         declines = planner.declines(candidate)
         if self._budget is not None and has_open_sizes(captured.jaxpr.in_avals):
             declines = (*declines, _UNCONFIRMED)
@@ -183,15 +195,15 @@ def over_budget(name: str, budget: int, least: int) -> BudgetError:
     )
 
 
-def _planner(captured: Captured, use: Use) -> Planner:
+def _planner(captured: Captured, use: Usage) -> Planner:
     device = planning_device(options_are_ours=not use.differentiated)
     # On an explicit mesh types say it, to whoever calls.
-    several = use.several or any(map(_is_in_parts, captured.jaxpr.in_avals))
+    sharded = use.sharded or any(map(_is_in_parts, captured.jaxpr.in_avals))
     return Planner(
         captured,
         differentiated=use.differentiated,
         device=device,
-        several=several,
+        sharded=sharded,
         loss=use.loss,
     )
 
@@ -200,7 +212,7 @@ def _is_in_parts(aval: Any) -> bool:
     return any(aval.sharding.spec)
 
 
-def _key(captured: Captured, use: Use) -> Any:
+def _key(captured: Captured, use: Usage) -> Any:
     """Equal for programs that look alike; a plan is right for any program."""
     return use, tuple(captured.jaxpr.in_avals), _outline(captured.jaxpr.jaxpr)
 

@@ -16,7 +16,7 @@ from mixflow.planner.pipeline import Optimised
 from mixflow.runtime.arguments import Arguments
 from mixflow.runtime.function import CompiledFunction
 from mixflow.runtime.measure import Measurement, Program, concrete, copied, measure
-from mixflow.runtime.target import measured_target
+from mixflow.runtime.target import of_target
 from mixflow.runtime.verification.noise import MovedRoundings
 from mixflow.runtime.verification.results import Verified, verify_results
 
@@ -99,12 +99,7 @@ class Sides:
 
 
 def compile_sides(
-    function: CompiledFunction,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    *,
-    run: bool,
-    as_written: bool = False,
+    function: CompiledFunction, args: tuple[Any, ...], kwargs: dict[str, Any], *, run: bool
 ) -> Sides:
     """Compile an entry by plain JAX and by mixflow.
 
@@ -112,21 +107,15 @@ def compile_sides(
         function: the entry.
         args, kwargs: arrays or `jax.ShapeDtypeStruct`.
         run: whether to time the programs.
-        as_written: take the function itself, whatever it returns.
     """
     options = function.options
-    target, words = _target(function, args, kwargs, as_written=as_written)
-    plain = jax.jit(target, **options.jit)
+
+    def compile_plain(target: Callable[..., Any], words: str) -> tuple[Any, str, Any, Program]:
+        plain = jax.jit(target, **options.jit)
+        return target, words, plain, measure(plain, args, kwargs, run=run, static=options.static)
+
+    target, words, plain, before = of_target(function.fun, args, kwargs, options.jit, compile_plain)
     optimised = CompiledFunction(target, replace(options, verify=False))
-    try:
-        before = measure(plain, args, kwargs, run=run, static=options.static)
-    except ValueError:
-        if target is function.fun:
-            raise
-        # A scalar that reverse mode cannot differentiate (a while loop, say) is no meta-loss.
-        return compile_sides(function, args, kwargs, run=run, as_written=True)
-    after = measure(optimised, args, kwargs, run=run, static=options.static)
-    outcome = optimised.optimised(*args, **kwargs)
     return Sides(
         entry=function.__name__,
         target=words,
@@ -136,14 +125,6 @@ def compile_sides(
         plain=plain,
         optimised=optimised,
         before=before,
-        after=after,
-        outcome=outcome,
+        after=measure(optimised, args, kwargs, run=run, static=options.static),
+        outcome=optimised.optimised(*args, **kwargs),
     )
-
-
-def _target(
-    function: CompiledFunction, args: tuple[Any, ...], kwargs: dict[str, Any], *, as_written: bool
-) -> tuple[Callable[..., Any], str]:
-    if as_written:
-        return function.fun, "as written"
-    return measured_target(function.fun, args, kwargs, function.options.jit)

@@ -49,11 +49,11 @@ class Staged:
 
 @jax.tree_util.register_static
 @dataclass(frozen=True, eq=False)
-class Kind:
+class Signature:
     """What calls have in common that JAX traces once."""
 
 
-class Kinds:
+class Signatures:
     """Tells calls apart as `jax.jit` does: by types, static arguments and JAX's configuration.
 
     Arguments:
@@ -63,8 +63,8 @@ class Kinds:
 
     def __init__(self, fun: Callable[..., Any], static: dict[str, Any]) -> None:
         @functools.wraps(fun, updated=())
-        def kind(*_args: Any, **_kwargs: Any) -> Kind:
-            return Kind()
+        def kind(*_args: Any, **_kwargs: Any) -> Signature:
+            return Signature()
 
         self._jit: Any = jax.jit(kind, **static)
         self._arguments = Arguments(fun, static)

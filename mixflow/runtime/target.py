@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,11 @@ from jax.tree_util import tree_flatten, tree_leaves, tree_unflatten
 
 from mixflow.compiler.jaxprs.values import is_inexact, merge, partition
 from mixflow.runtime.arguments import Arguments
+
+AS_WRITTEN = "as written"
+"""What a report says where an entry is measured, and no gradient of it."""
+
+Made = TypeVar("Made")
 
 
 def measured_target(
@@ -34,13 +39,40 @@ def measured_target(
     static = {name: value for name, value in jit.items() if name.startswith("static_")}
     result = jax.jit(fun, **static).eval_shape(*args, **kwargs)
     if not args or not Arguments(fun, static).is_traced(0, args, kwargs):
-        return fun, "as written"
+        return fun, AS_WRITTEN
     if not any(is_inexact(jax.typeof(leaf)) for leaf in tree_leaves(args[0])):
-        return fun, "as written"
+        return fun, AS_WRITTEN
     if not is_meta_loss(result, args):
-        return fun, "as written"
+        return fun, AS_WRITTEN
     has_aux = isinstance(result, tuple)
     return _meta_gradient(fun, has_aux=has_aux), "value_and_grad in the first argument"
+
+
+def of_target(
+    fun: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    jit: dict[str, Any],
+    attempt: Callable[[Callable[..., Any], str], Made],
+) -> Made:
+    """What an attempt makes of the function to measure; of `fun` itself where that fails.
+
+    A scalar that reverse mode cannot differentiate (a while loop, say) is no meta-loss.
+
+    Arguments:
+        fun, args, kwargs, jit: as for `measured_target`.
+        attempt: is given what `measured_target` returns.
+
+    Raises:
+        Whatever the attempt raises with `fun` itself.
+    """
+    target, words = measured_target(fun, args, kwargs, jit)
+    try:
+        return attempt(target, words)
+    except ValueError:
+        if target is fun:
+            raise
+        return attempt(fun, AS_WRITTEN)
 
 
 def is_meta_loss(result: Any, args: tuple[Any, ...]) -> bool:

@@ -1,4 +1,4 @@
-"""canonicalize: jits around derivatives are dissolved, unread values and dead code dropped."""
+"""canonicalize: jits around derivatives are inlined, unread values and dead code dropped."""
 
 from __future__ import annotations
 

@@ -38,9 +38,9 @@ PLANS = [
     Plan(),
     Plan(levels=1),
     Plan(symmetric=True),
-    Plan(symmetric=True, levels=1, saved=True, slack=0),
+    Plan(symmetric=True, levels=1, gradients=True, slack=0),
     Plan(symmetric=True, levels=1, slack=0, rerun=3.0),
-    Plan(symmetric=True, levels=2, saved=True, slack=20_000),
+    Plan(symmetric=True, levels=2, gradients=True, slack=20_000),
     Plan(symmetric=True, levels=2, slack=0),
     Plan(levels=2, slack=0),
 ]
@@ -273,7 +273,7 @@ def test_sines_that_are_run_again_take_time(flops, pays):
     spec = jax.ShapeDtypeStruct
     args = spec((), float), [spec((64, 64), float)] * 4, spec((4, 1000, 64), float)
     planner = planner_of(jax.value_and_grad(sine_meta_loss), *args, device=device)
-    kept = Plan(symmetric=True, levels=1, saved=True)
+    kept = Plan(symmetric=True, levels=1, gradients=True)
     again = dataclasses.replace(kept, slack=0)
     assert (planner.candidate(again).seconds < planner.candidate(kept).seconds) == pays
 

@@ -150,7 +150,7 @@ def _is_reached(op: Operation, useful: set[SSAValue]) -> bool:
 
 
 def _blocks_derivative(op: Operation) -> bool:
-    return isinstance(op, jx.LeafOp) and op.info.primitive.name == "stop_gradient"
+    return isinstance(op, jx.LeafOp) and op.eqn.primitive.name == "stop_gradient"
 
 
 def _has_derivative(value: SSAValue) -> bool:

@@ -74,7 +74,7 @@ def is_pinned(op: Operation) -> bool:
     inside = list(op.walk())
     if any(isinstance(inner, mf.DerivativeOp) for inner in inside):
         return True
-    has_rule = any(isinstance(inner, jx.LeafOp) and is_custom(inner.info) for inner in inside)
+    has_rule = any(isinstance(inner, jx.LeafOp) and is_custom(inner.eqn) for inner in inside)
     return has_rule and not _is_linear(op)
 
 
@@ -92,7 +92,7 @@ def _cheap_ops(block: Block, active: AbstractSet[SSAValue]) -> set[Operation]:
     for op in block.ops:
         if isinstance(op, (jx.LiteralOp, jx.ConstantOp)):
             found.add(op)
-        elif isinstance(op, jx.LeafOp) and row_by_name(op.info).everywhere:
+        elif isinstance(op, jx.LeafOp) and row_by_name(op.eqn).everywhere:
             inputs = [operand.owner for operand in op.operands]
             known = all(owner in found or owner is block for owner in inputs)
             if known and not any(value in active for value in (*op.operands, *op.results)):
@@ -186,7 +186,7 @@ def _figures(
         """Bytes of a value with its tangent."""
         return size_of(value) * (order if value in active else 1)
 
-    kept: list[float] = []
+    saved: list[float] = []
     working: list[float] = []
     for unit in units:
         held = peak = 0
@@ -199,11 +199,11 @@ def _figures(
                 value for value in {*op.operands, *op.results} if value in active
             )
             peak = max(peak, held + order * going_back)
-        kept.append(held)
+        saved.append(held)
         working.append(peak)
     return Chain(
         forward=np.array([sum(map(work_of, unit)) for unit in units]),
-        kept=np.array(kept, float),
+        saved=np.array(saved, float),
         working=np.array(working, float),
         entering=places.crossing(starts[:-1], lambda v: 0 if v in stored else copies(v)),
         crossing=_crossing(places, starts, copies),

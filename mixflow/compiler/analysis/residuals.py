@@ -97,7 +97,7 @@ def _of_block(block: Block, active: AbstractSet[SSAValue]) -> tuple[set[SSAValue
 
 def _broadcast(op: jx.LeafOp, read: set[SSAValue]) -> int:
     """Bytes that operands take beyond their own, which XLA broadcasts in memory to be read."""
-    if not row_by_name(op.info).is_elementwise:
+    if not row_by_name(op.eqn).is_elementwise:
         return 0
     out = size_of(op.results[0])
     return sum(
@@ -108,7 +108,7 @@ def _broadcast(op: jx.LeafOp, read: set[SSAValue]) -> int:
 
 
 def _of_leaf(op: jx.LeafOp, active: AbstractSet[SSAValue]) -> set[SSAValue]:
-    name, row = op.info.primitive.name, row_by_name(op.info)
+    name, row = op.eqn.primitive.name, row_by_name(op.eqn)
     if _is_linear(op, row) or name in _FLAT:
         return {operand for operand in op.operands if not is_inexact(aval_of(operand))}
     if row.reads_result:

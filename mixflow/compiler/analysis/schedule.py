@@ -31,7 +31,7 @@ class Chain:
 
     Arguments:
         forward: the cost of running each unit, shape (n,), in any unit.
-        kept: bytes that each unit keeps if it is not to be run again, shape (n,).
+        saved: bytes that each unit keeps if it is not to be run again, shape (n,).
         working: bytes that going forward and back through each unit needs on top of what lies
             stored before it, its own `kept` included, shape (n,).
         entering: bytes that cross the cut before each unit and that no kept unit keeps, shape (n,).
@@ -41,7 +41,7 @@ class Chain:
     """
 
     forward: Array
-    kept: Array
+    saved: Array
     working: Array
     entering: Array
     crossing: Array
@@ -58,13 +58,13 @@ class Chain:
 
     @cached_property
     def _figures(self) -> tuple[bytes, ...]:
-        arrays = self.forward, self.kept, self.working, self.entering, self.crossing, self.pinned
+        arrays = self.forward, self.saved, self.working, self.entering, self.crossing, self.pinned
         return tuple(array.tobytes() for array in arrays)
 
     @property
     def most(self) -> float:
         """Bytes at the peak when every unit is kept."""
-        before = np.concatenate([[0.0], np.cumsum(self.kept)[:-1]])
+        before = np.concatenate([[0.0], np.cumsum(self.saved)[:-1]])
         return float(np.max(before + self.working, initial=0.0))
 
 
@@ -122,7 +122,7 @@ class Schedules:
         needs = self._grains(self._chain.working[start])
         rest = np.zeros(self._levels + 1)
         if stop - start > 1:
-            rest = self._less(self._cost[1, start + 1, stop], self._chain.kept[start])
+            rest = self._less(self._cost[1, start + 1, stop], self._chain.saved[start])
         return np.where(np.arange(self._levels + 1) >= needs, rest, np.inf)
 
     def _rerun_first(self, start: int, stop: int) -> Array:
@@ -152,7 +152,7 @@ class Schedules:
             rerun = self._rerun_first(start, stop)[:, left] if left >= 0 else np.array([np.inf])
             if kept <= rerun.min(initial=np.inf):
                 found.append(start)
-                memory -= int(self._grains(self._chain.kept[start])) if stop - start > 1 else 0
+                memory -= int(self._grains(self._chain.saved[start])) if stop - start > 1 else 0
                 start, entering = start + 1, 1
                 continue
             end = int(self._ends(start, stop)[int(rerun.argmin())])

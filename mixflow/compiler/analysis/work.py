@@ -29,7 +29,7 @@ def work_of(op: Operation) -> float:
 
 def _flops(op: jx.LeafOp) -> float:
     eqn = SimpleNamespace(
-        primitive=op.info.primitive,
+        primitive=op.eqn.primitive,
         params=op.params,
         invars=list(map(_atom, op.operands)),
         outvars=list(map(_atom, op.results)),

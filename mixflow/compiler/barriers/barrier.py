@@ -14,7 +14,7 @@ barrier_p = _equation.primitive
 """JAX's barrier, of which JAX exports the function alone."""
 
 
-def held_back(values: Any) -> Any:
+def waiting_for_each_other(values: Any) -> Any:
     """The same values, each behind a barrier that waits for others of them.
 
     A pushforward runs f's forward pass again. Without a barrier that waits for the cotangents, XLA

@@ -17,7 +17,7 @@ from jax.extend.core import Jaxpr, Literal, Var
 from mixflow.compiler.jaxprs.equations import variables
 from mixflow.compiler.primitives import row_of
 
-Use = tuple[str, int, str, str]
+Read = tuple[str, int, str, str]
 """A primitive, the operand's place, its dimensions' numbers, and the type that the operand has."""
 
 
@@ -43,9 +43,9 @@ def _needed(body: Jaxpr, waiting: tuple[bool, ...]) -> tuple[bool, ...]:
     """
     held = {arg for arg, waits in zip(body.invars, waiting, strict=True) if waits}
     there = Counter(str(arg.aval) for arg in body.invars if arg not in held)
-    sources = _laid_out(body)
+    sources = _sources(body)
     first_reads, uses = _first_reads(body, sources), _uses(body, sources)
-    free_uses = set[Use]().union(*(uses[arg] for arg in body.invars if arg not in held))
+    free_uses = set[Read]().union(*(uses[arg] for arg in body.invars if arg not in held))
     for arg in body.invars:
         others = held - {arg}
         reads = [read for read in first_reads if arg in read]
@@ -57,7 +57,7 @@ def _needed(body: Jaxpr, waiting: tuple[bool, ...]) -> tuple[bool, ...]:
     return tuple(arg in held for arg in body.invars)
 
 
-def _laid_out(body: Jaxpr) -> dict[Var, set[Var]]:
+def _sources(body: Jaxpr) -> dict[Var, set[Var]]:
     """The inputs behind each input, and behind what is no more than other layouts of them."""
     sources: dict[Var, set[Var]] = {arg: {arg} for arg in body.invars}
     for eqn in body.eqns:
@@ -79,9 +79,9 @@ def _first_reads(body: Jaxpr, sources: dict[Var, set[Var]]) -> list[set[Var]]:
     return found
 
 
-def _uses(body: Jaxpr, sources: dict[Var, set[Var]]) -> dict[Var, set[Use]]:
+def _uses(body: Jaxpr, sources: dict[Var, set[Var]]) -> dict[Var, set[Read]]:
     """What each input is an operand of, in any layout."""
-    uses: dict[Var, set[Use]] = {arg: set() for arg in body.invars}
+    uses: dict[Var, set[Read]] = {arg: set() for arg in body.invars}
     for eqn in body.eqns:
         summed = str(eqn.params.get("dimension_numbers"))
         for place, atom in enumerate(eqn.invars):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr
 
 from mixflow.compiler import jax_compat
-from mixflow.compiler.derivative.vjp_primitive import spelled_out
+from mixflow.compiler.derivative.vjp_primitive import traced_definition
 from mixflow.compiler.jaxprs.values import is_inexact, merge, partition, spec_of
 
 
@@ -24,11 +24,11 @@ def spell_out(eqn: Any) -> ClosedJaxpr:
     avals = [var.aval for var in eqn.invars]
     mesh = next((aval.sharding.mesh for aval in avals if not aval.sharding.mesh.empty), None)
     if mesh is None or mesh == jax.sharding.get_abstract_mesh():
-        return spelled_out(eqn.primitive, avals, eqn.params)
+        return traced_definition(eqn.primitive, avals, eqn.params)
     # The program is looked at from outside of its shard_map, or of its mesh.
     varies = any(aval.manual_axis_type.varying for aval in avals)
     with jax_compat.inside_mesh(mesh, checks_varying=varies):
-        return spelled_out(eqn.primitive, avals, eqn.params)
+        return traced_definition(eqn.primitive, avals, eqn.params)
 
 
 def with_reverse_pass(closed: ClosedJaxpr) -> ClosedJaxpr:

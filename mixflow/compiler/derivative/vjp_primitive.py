@@ -28,7 +28,7 @@ import jax.core
 from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
 from jax.interpreters import ad, mlir
 
-from mixflow.compiler.barriers.barrier import held_back
+from mixflow.compiler.barriers.barrier import waiting_for_each_other
 from mixflow.compiler.barriers.waiting import wait_for_less
 from mixflow.compiler.derivative.differentiand import Differentiand, Rule
 from mixflow.compiler.derivative.orientation import orient_product
@@ -68,7 +68,7 @@ def _primal(*operands: Any, function: Differentiand) -> list[Any]:
 def _primal_abstract(*avals: Any, function: Differentiand) -> tuple[list[Any], Any]:
     if function.retyped:
         params = {"function": function}
-        return spelled_out(primal_p, avals, params).out_avals, function.jaxpr.effects
+        return traced_definition(primal_p, avals, params).out_avals, function.jaxpr.effects
     return function.jaxpr.out_avals, function.jaxpr.effects
 
 
@@ -94,7 +94,7 @@ def _vjp_abstract(*avals: Any, function: Differentiand, with_value: bool) -> tup
     params: dict[str, Any] = {"function": function, "with_value": with_value}
     if function.retyped or any(aval.weak_type for aval in avals[function.num_consts :]):
         # Whether such a gradient is weakly typed too depends on the rules that it goes through.
-        return spelled_out(vjp_p, avals, params).out_avals, function.jaxpr.effects
+        return traced_definition(vjp_p, avals, params).out_avals, function.jaxpr.effects
     outputs = function.jaxpr.out_avals if with_value else []
     point_bar = [aval.to_ct_aval() for aval in function.point_avals]
     return [*outputs, *point_bar], function.jaxpr.effects
@@ -136,7 +136,7 @@ def _follows(primals: Values, perturbed: tuple[bool, ...], params: dict[str, Any
     The gradient of `sum(c * x)` follows c, but not x. A cotangent of zeros for x would ask for
     derivatives that JAX may not have, of what x is computed by, where plain JAX asks for none.
     """
-    closed = spelled_out(vjp_p, list(map(jax.typeof, primals)), params)
+    closed = traced_definition(vjp_p, list(map(jax.typeof, primals)), params)
     bits = [1 << place if moves else 0 for place, moves in enumerate(perturbed)]
     return Reach().program(closed.jaxpr, bits)
 
@@ -216,7 +216,7 @@ def _pushforward_transpose(
     linear = [ad.is_undefined_primal(tangent) for tangent in tangents]
     wanted = [bool(flag) for flag in spread(perturbed, linear)]
     value_bar, point_bar = _split_cotangents(cotangents, function, with_value)
-    primals, value_bar, point_bar = held_back((list(primals), value_bar, point_bar))
+    primals, value_bar, point_bar = waiting_for_each_other((list(primals), value_bar, point_bar))
     pullback = symmetric_pullback if function.rule is Rule.SYMMETRIC else transposed_pullback
     transposed = as_arrays(pullback(function, primals, wanted, value_bar, point_bar))
     return [
@@ -246,7 +246,9 @@ SYMBOLIC = {primal_p: _primal, vjp_p: _vjp, pushforward_p: pushforward}
 """The symbolic primitives, each with the plain JAX that it stands for."""
 
 
-def spelled_out(primitive: Primitive, avals: Sequence[Any], params: dict[str, Any]) -> ClosedJaxpr:
+def traced_definition(
+    primitive: Primitive, avals: Sequence[Any], params: dict[str, Any]
+) -> ClosedJaxpr:
     """The plain program that a symbolic derivative lowers to, remembered with its function.
 
     Arguments:
@@ -298,7 +300,7 @@ def _for_xla(eqn: Any) -> list[Any]:
 
 
 def _lowered(primitive: Primitive, *operands: Any, **params: Any) -> list[Any]:
-    closed = spelled_out(primitive, list(map(jax.typeof, operands)), params)
+    closed = traced_definition(primitive, list(map(jax.typeof, operands)), params)
     return jax.core.eval_jaxpr(closed.jaxpr, closed.consts, *operands)
 
 

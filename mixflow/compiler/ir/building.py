@@ -58,5 +58,17 @@ def build_before(
 def _take_context(new: Operation, op: jx.EquationOp) -> None:
     assert not isinstance(new, jx.ConstantOp), "a function that builds operations has constants"
     if isinstance(new, jx.EquationOp):
-        info = replace(new.info, source_info=op.info.source_info, ctx=op.info.ctx)
+        info = replace(new.eqn, source_info=op.eqn.source_info, ctx=op.eqn.ctx)
         new.equation = EquationAttr(info)
+
+
+def inline_body(op: jx.JitOp | jx.CheckpointOp, rewriter: PatternRewriter) -> None:
+    """Put an operation's body in its place."""
+    block = op.regions[0].block
+    yielded = block.last_op
+    assert yielded is not None
+    results = list(yielded.operands)
+    rewriter.erase(yielded)
+    operands: dict[SSAValue, SSAValue] = dict(zip(block.args, op.operands, strict=True))
+    rewriter.inline_block(block, InsertPoint.before(op), op.operands)
+    rewriter.replace(op, [], [operands.get(value, value) for value in results])

@@ -25,7 +25,7 @@ from mixflow.compiler.derivative.vjp_primitive import primal_p, vjp_p
 from mixflow.compiler.ir.dialects import jaxpr as jx
 from mixflow.compiler.ir.dialects import mixflow as mf
 from mixflow.compiler.ir.dialects.attributes import aval_of
-from mixflow.compiler.ir.importer import REGIONS, nested_jaxprs
+from mixflow.compiler.ir.importer import REGIONS, region_jaxprs
 from mixflow.compiler.jaxprs.flagged import checkpoint_equation
 from mixflow.compiler.jaxprs.values import spec_of
 
@@ -112,7 +112,7 @@ class _Emitter:
                 self._append(op, _structured(op))
             case _:
                 assert isinstance(op, jx.LeafOp)
-                self._append(op, _template(op.info, op.params))
+                self._append(op, _template(op.eqn, op.params))
 
     def _constant(self, op: jx.ConstantOp) -> None:
         self._atoms[op.output] = self._array(aval_of(op.output), op.value.data.value)
@@ -173,9 +173,9 @@ def _template(info: Any, params: dict[str, Any]) -> JaxprEqn:
 
 def _structured(op: jx.RegionOp) -> JaxprEqn:
     """scan, while, cond and jit: the same equation, other jaxprs."""
-    info = op.info
+    info = op.eqn
     names = REGIONS[info.primitive][1]
-    originals = nested_jaxprs(info.params, names)
+    originals = region_jaxprs(info.params, names)
     emitted = iter(
         _like(emit_region(region, original), original)
         for region, original in zip(op.regions, originals, strict=True)
@@ -202,9 +202,9 @@ def _derivative(op: mf.PrimalOp | mf.VjpOp) -> JaxprEqn:
         function = replace(function, chosen=Rule(op.rule.data) if op.rule else Rule.PLAIN)
     function = replace(function, jaxpr=jaxpr)
     if isinstance(op, mf.PrimalOp):
-        return _template(replace(op.info, primitive=primal_p), {"function": function})
+        return _template(replace(op.eqn, primitive=primal_p), {"function": function})
     params = {"function": function, "with_value": op.with_value is not None}
-    return _template(replace(op.info, primitive=vjp_p), params)
+    return _template(replace(op.eqn, primitive=vjp_p), params)
 
 
 def _users_checkpoint(op: jx.CheckpointOp) -> JaxprEqn:

@@ -67,7 +67,7 @@ def import_jaxpr(
     return ModuleOp([function])
 
 
-def nested_jaxprs(params: dict[str, Any], names: Iterable[str]) -> list[Any]:
+def region_jaxprs(params: dict[str, Any], names: Iterable[str]) -> list[Any]:
     """The jaxprs in the named parameters, those of a tuple one by one."""
     found = [params[name] for name in names]
     return [one for item in found for one in (item if isinstance(item, tuple) else (item,))]
@@ -106,7 +106,7 @@ class _Importer:
                 properties["with_value"] = UnitAttr()
         elif eqn.primitive in REGIONS:
             kind, names = REGIONS[eqn.primitive]
-            bodies = [self.region(nested) for nested in nested_jaxprs(eqn.params, names)]
+            bodies = [self.region(nested) for nested in region_jaxprs(eqn.params, names)]
         ruled = any(eqn.params is one for one in self._with_effects)
         equation = EquationAttr(Equation.of(eqn, rules_have_effects=ruled))
         return kind.create(

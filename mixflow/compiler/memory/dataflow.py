@@ -83,12 +83,12 @@ class Nested:
         trips: how often; None where nobody knows.
     """
 
-    regions: tuple[Region, ...]
+    regions: tuple[Graph, ...]
     trips: int | None
 
 
 @dataclass(eq=False)
-class Region:
+class Graph:
     """A straight-line piece of program.
 
     Arguments:

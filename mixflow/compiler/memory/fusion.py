@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
-from mixflow.compiler.memory.dataflow import Kind, Region, Value
+from mixflow.compiler.memory.dataflow import Graph, Kind, Value
 from mixflow.compiler.memory.products import reads_columns
 from mixflow.compiler.primitives import TABLE, UNKNOWN
 
@@ -45,10 +45,10 @@ class Kernel:
     traffic: int
 
 
-_FUSED: WeakKeyDictionary[Region, list[Kernel]] = WeakKeyDictionary()
+_FUSED: WeakKeyDictionary[Graph, list[Kernel]] = WeakKeyDictionary()
 
 
-def kernels_of(region: Region) -> list[Kernel]:
+def kernels_of(region: Graph) -> list[Kernel]:
     """The kernels of a region, each after those that it reads."""
     if region not in _FUSED:
         users = _users(region.values)
@@ -68,7 +68,7 @@ def _users(values: list[Value]) -> dict[Value, list[Value]]:
 # --- library calls -----------------------------------------------------------------------------
 
 
-def _with_libraries(region: Region, users: dict[Value, list[Value]]) -> list[Value]:
+def _with_libraries(region: Graph, users: dict[Value, list[Value]]) -> list[Value]:
     """The values with each library call as one, in its last value; `users` follows."""
     fused: set[Value] = set()
     inside: set[Value] = set()

@@ -14,7 +14,7 @@ from jax.core import ShapedArray
 from jax.extend.core import ClosedJaxpr
 
 from mixflow.compiler import jax_compat
-from mixflow.compiler.memory.dataflow import Kind, Region, Value
+from mixflow.compiler.memory.dataflow import Graph, Kind, Value
 from mixflow.compiler.memory.fusion import Kernel, kernels_of
 from mixflow.compiler.memory.lowering import lower
 from mixflow.compiler.memory.products import reads_columns
@@ -120,21 +120,21 @@ class Sweeper:
     """Sweeps regions; one that runs in several places is swept once."""
 
     def __init__(self) -> None:
-        self._peaks: dict[Region, Peak] = {}
+        self._peaks: dict[Graph, Peak] = {}
 
-    def peak(self, region: Region) -> Peak:
+    def peak(self, region: Graph) -> Peak:
         """The peak of a region's own temporaries, those of nested regions on top."""
         if region not in self._peaks:
             self._peaks[region] = self._sweep(region)
         return self._peaks[region]
 
-    def moments(self, region: Region) -> list[Moment]:
+    def moments(self, region: Graph) -> list[Moment]:
         """Every step of a region, in the order in which they run."""
         moments: list[Moment] = []
         self._peaks[region] = self._sweep(region, moments)
         return moments
 
-    def _sweep(self, region: Region, moments: list[Moment] | None = None) -> Peak:
+    def _sweep(self, region: Graph, moments: list[Moment] | None = None) -> Peak:
         kernels = kernels_of(region)
         order = breadth_first(kernels)
         buffers = _Buffers(region, kernels, order)
@@ -174,7 +174,7 @@ class _Buffers:
         order: the places of the kernels, in the order in which they run.
     """
 
-    def __init__(self, region: Region, kernels: list[Kernel], order: list[int]) -> None:
+    def __init__(self, region: Graph, kernels: list[Kernel], order: list[int]) -> None:
         self._kernels = kernels
         self._step = {number: step for step, number in enumerate(order)}
         self._place = {kernel.value: number for number, kernel in enumerate(kernels)}
@@ -225,10 +225,10 @@ class _Buffers:
 
     # --- memory that is not the region's own ------------------------------------------------------
 
-    def _results_memory(self, region: Region) -> set[int]:
+    def _results_memory(self, region: Graph) -> set[int]:
         return {self._owner[self._place[value]] for value in region.outputs}
 
-    def _carried(self, region: Region) -> set[int]:
+    def _carried(self, region: Graph) -> set[int]:
         """What a loop's body writes over the value that it was given."""
         found: set[int] = set()
         for old, new in region.carries:
@@ -244,7 +244,7 @@ class _Buffers:
         kernel = self._kernels[number]
         return kernel.value.kind is Kind.UPDATE or self._place[old] in kernel.aligned
 
-    def _kept_in_results(self, region: Region) -> set[int]:
+    def _kept_in_results(self, region: Graph) -> set[int]:
         """Buffers that fit into the memory of a result before that is needed, the largest first."""
         if region.carries:
             return set()

@@ -13,7 +13,7 @@ from mixflow.compiler import jax_compat
 from mixflow.compiler.derivative.spelling import spell_out
 from mixflow.compiler.derivative.vjp_primitive import SYMBOLIC
 from mixflow.compiler.jaxprs.equations import variables_read
-from mixflow.compiler.memory.dataflow import Kind, Nested, Region, Value, live_values
+from mixflow.compiler.memory.dataflow import Graph, Kind, Nested, Value, live_values
 from mixflow.compiler.memory.operations import leaf
 from mixflow.compiler.memory.scope import Scope
 from mixflow.compiler.primitives import CUSTOM_RULES, PROGRAM_OF
@@ -21,22 +21,22 @@ from mixflow.compiler.primitives import CUSTOM_RULES, PROGRAM_OF
 CALLS = CUSTOM_RULES | PROGRAM_OF.keys() | {"composite"}
 """Equations that run the program inside them, once and on their own operands."""
 
-_LOWERED: WeakKeyDictionary[ClosedJaxpr, Region] = WeakKeyDictionary()
+_LOWERED: WeakKeyDictionary[ClosedJaxpr, Graph] = WeakKeyDictionary()
 
 
-def lower(closed: ClosedJaxpr) -> Region:
+def lower(closed: ClosedJaxpr) -> Graph:
     """A whole program as a region, symbolic derivatives spelled out.
 
     Raises:
         NameError: a symbolic derivative over a mesh axis, which cannot be spelled out.
     """
     if closed not in _LOWERED:
-        jaxpr = _opened(closed.jaxpr)
+        jaxpr = _with_arguments_only(closed.jaxpr)
         _LOWERED[closed] = Lowering().branch(dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0])
     return _LOWERED[closed]
 
 
-def _opened(jaxpr: Any) -> Any:
+def _with_arguments_only(jaxpr: Any) -> Any:
     """A jaxpr whose constants are arguments."""
     return jaxpr.replace(constvars=[], invars=[*jaxpr.constvars, *jaxpr.invars])
 
@@ -45,17 +45,17 @@ class Lowering:
     """Lowers one program; a jaxpr that stands in it several times is lowered once."""
 
     def __init__(self) -> None:
-        self._bodies: dict[tuple[int, int, int], Region] = {}
+        self._bodies: dict[tuple[int, int, int], Graph] = {}
         self._kept: list[Any] = []  # identities are keys: nothing may be freed meanwhile
 
-    def branch(self, jaxpr: Any) -> Region:
+    def branch(self, jaxpr: Any) -> Graph:
         """A whole program, or one branch: results go to memory of the caller's."""
         scope = Scope()
         inputs = [scope.source(var.aval) for var in (*jaxpr.constvars, *jaxpr.invars)]
-        outputs = _Run(self, scope).jaxpr(_opened(jaxpr), inputs)
+        outputs = _Run(self, scope).jaxpr(_with_arguments_only(jaxpr), inputs)
         return _region(scope, outputs, [])
 
-    def body(self, jaxpr: Any, start: int, carried: int) -> Region:
+    def body(self, jaxpr: Any, start: int, carried: int) -> Graph:
         """A loop's body; `carried` operands after the first `start` go round.
 
         What comes after those are slices of stacked arrays, and so are results after them.
@@ -63,10 +63,10 @@ class Lowering:
         key = (id(jaxpr), start, carried)
         if key not in self._bodies:
             self._kept.append(jaxpr)
-            self._bodies[key] = self._body(_opened(jaxpr), start, start + carried)
+            self._bodies[key] = self._body(_with_arguments_only(jaxpr), start, start + carried)
         return self._bodies[key]
 
-    def _body(self, jaxpr: Any, start: int, stop: int) -> Region:
+    def _body(self, jaxpr: Any, start: int, stop: int) -> Graph:
         scope = Scope(is_loop=True)
         inputs = [
             scope.source(var.aval, invariant=place < start)
@@ -82,10 +82,10 @@ class Lowering:
         return _region(scope, stacked, list(zip(inputs[start:stop], carried, strict=True)))
 
 
-def _region(scope: Scope, outputs: list[Value], carries: list[tuple[Value, Value]]) -> Region:
+def _region(scope: Scope, outputs: list[Value], carries: list[tuple[Value, Value]]) -> Graph:
     effects = [value for value in scope.values if value.eqn is not None and value.eqn.effects]
     roots = [*effects, *outputs, *(value for pair in carries for value in pair)]
-    return Region(live_values(scope.values, roots), outputs, carries)
+    return Graph(live_values(scope.values, roots), outputs, carries)
 
 
 class _Run:
@@ -127,7 +127,7 @@ class _Run:
     def _derivative(self, eqn: Any, args: list[Value], used: list[bool]) -> list[Value]:
         closed = spell_out(eqn)
         consts = [self._scope.source(var.aval) for var in closed.jaxpr.constvars]
-        opened = _opened(closed.jaxpr)
+        opened = _with_arguments_only(closed.jaxpr)
         jaxpr, kept = dce_jaxpr(opened, used)
         inputs = [arg for arg, keep in zip([*consts, *args], kept, strict=True) if keep]
         results = iter(self.jaxpr(jaxpr, inputs))

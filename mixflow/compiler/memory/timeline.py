@@ -12,7 +12,7 @@ from itertools import pairwise
 from jax.core import ShapedArray
 from jax.extend.core import ClosedJaxpr
 
-from mixflow.compiler.memory.dataflow import Region, Value
+from mixflow.compiler.memory.dataflow import Graph, Value
 from mixflow.compiler.memory.liveness import Moment, Sweeper, source_of
 from mixflow.compiler.memory.lowering import lower
 
@@ -66,15 +66,15 @@ class _Unrolled:
     def __init__(self, most: int) -> None:
         self._most = most
         self._sweeper = Sweeper()
-        self._known: dict[Region, Timeline] = {}
+        self._known: dict[Graph, Timeline] = {}
 
-    def timeline(self, region: Region) -> Timeline:
+    def timeline(self, region: Graph) -> Timeline:
         """The timeline of one region; one that runs in several places is worked out once."""
         if region not in self._known:
             self._known[region] = self._timeline(region)
         return self._known[region]
 
-    def _timeline(self, region: Region) -> Timeline:
+    def _timeline(self, region: Graph) -> Timeline:
         steps, points = 0, list[Point]()
         for moment in self._sweeper.moments(region):
             points.append(_point(steps, moment))

@@ -139,7 +139,7 @@ def _counts(op: Operation) -> bool:
 
 def _kind(op: Operation) -> str:
     """The primitive's name, or that of the operation that stands for it."""
-    return op.info.primitive.name if isinstance(op, LeafOp) else op.name.rpartition(".")[2]
+    return op.eqn.primitive.name if isinstance(op, LeafOp) else op.name.rpartition(".")[2]
 
 
 def _first_line(region: Region) -> str:

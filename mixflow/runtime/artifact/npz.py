@@ -34,13 +34,13 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     """
     try:
         with path.open("rb") as handle:
-            file = _opened(path, handle)
+            file = _archive(path, handle)
             return {name: _member(path, file, name) for name in file.files}
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
 
 
-def _opened(path: Path, handle: BinaryIO) -> Any:
+def _archive(path: Path, handle: BinaryIO) -> Any:
     try:
         file: Any = np.load(handle, allow_pickle=False)
     except _UNREADABLE:

@@ -9,6 +9,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from mixflow.runtime.bench.profile import peak_of
 from mixflow.runtime.entries import load_entries
 from mixflow.runtime.function import CompiledFunction
 from mixflow.runtime.measure import concrete, copied
-from mixflow.runtime.target import measured_target
+from mixflow.runtime.target import AS_WRITTEN, of_target
 
 Which = Literal["before", "after"]
 
@@ -87,32 +88,23 @@ def answer(job: Job) -> dict[str, Any]:
 def _lowered(job: Job, entry: CompiledFunction) -> _Lowered:
     if job.memory_budget is not None:
         entry = entry.with_options(memory_budget=job.memory_budget)
-    try:
-        return _lower(job.program, entry, as_written=job.as_written)
-    except ValueError:
-        if job.as_written:
-            raise
-        # A scalar that reverse mode cannot differentiate (a while loop, say) is no meta-loss.
-        return _lower(job.program, entry, as_written=True)
-
-
-def _lower(which: Which, entry: CompiledFunction, *, as_written: bool) -> _Lowered:
     args, options = entry.examples or (), entry.options
-    target, words = (
-        (entry.fun, "as written")
-        if as_written
-        else measured_target(entry.fun, args, {}, options.jit)
-    )
-    jitted: Any = (
-        jax.jit(target, **options.jit)
-        if which == "before"
-        else CompiledFunction(target, replace(options, verify=False))
-    )
-    start = time.perf_counter()
-    lowered = jitted.trace(*args).lower()
-    seconds = time.perf_counter() - start
-    traced, _ = Arguments(target, options.static).traced(args, {})
-    return _Lowered(words, lowered, seconds, traced)
+
+    def lower(target: Callable[..., Any], words: str) -> _Lowered:
+        jitted: Any = (
+            jax.jit(target, **options.jit)
+            if job.program == "before"
+            else CompiledFunction(target, replace(options, verify=False))
+        )
+        start = time.perf_counter()
+        lowered = jitted.trace(*args).lower()
+        seconds = time.perf_counter() - start
+        traced, _ = Arguments(target, options.static).traced(args, {})
+        return _Lowered(words, lowered, seconds, traced)
+
+    if job.as_written:
+        return lower(entry.fun, AS_WRITTEN)
+    return of_target(entry.fun, args, {}, options.jit, lower)
 
 
 def _run(compiled: Any, args: tuple[Any, ...], runs: int) -> dict[str, Any]:

@@ -207,7 +207,7 @@ def test_values_are_active_where_they_depend_on_an_active_one():
     module = import_jaxpr(captures(f, X).jaxpr, differentiated=True)
     active = find_activity(main_function(module)).values
     found = [op for op in module.walk() if set(op.results) & active]
-    assert sorted(op.info.primitive.name for op in found) == ["add", "jit", "mul", "scan"]
+    assert sorted(op.eqn.primitive.name for op in found) == ["add", "jit", "mul", "scan"]
 
 
 def test_a_loop_that_no_cotangent_comes_back_to_is_inactive():

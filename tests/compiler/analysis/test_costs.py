@@ -161,8 +161,8 @@ def meta_loss(eta, theta):
 )
 def test_a_symbolic_derivative_costs_what_the_plain_one_does(f):
     symbolic = mixflow.compile(f, passes="cse,fuse-value-and-pullback")
-    plain, spelled_out = flops(f, B, X), program_cost(symbolic.trace(B, X).jaxpr).flops
-    assert spelled_out == pytest.approx(plain, rel=0.02)
+    plain, traced_definition = flops(f, B, X), program_cost(symbolic.trace(B, X).jaxpr).flops
+    assert traced_definition == pytest.approx(plain, rel=0.02)
 
 
 def test_an_unfused_value_and_pullback_run_the_function_twice():

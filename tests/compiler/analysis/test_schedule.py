@@ -25,11 +25,11 @@ def chain_of(rng: Any, units: int, pinned: bool = False) -> Chain:
         sum(born[unit] for unit in range(cut) if last[unit] >= cut and not is_stored[unit])
         for cut in range(units)
     ]
-    kept = born * is_stored + rng.integers(0, 4, units)
+    saved = born * is_stored + rng.integers(0, 4, units)
     return Chain(
         forward=rng.integers(1, 9, units).astype(float),
-        kept=kept.astype(float),
-        working=(kept + rng.integers(1, 9, units)).astype(float),
+        saved=saved.astype(float),
+        working=(saved + rng.integers(1, 9, units)).astype(float),
         entering=np.array(entering, float),
         crossing=crossing,
         pinned=rng.random(units) < 0.2 if pinned else np.zeros(units, bool),
@@ -62,7 +62,7 @@ def cost_of(chain: Chain, schedule: Schedule) -> tuple[float, float]:
         is_last = place == len(schedule) - 1
         if isinstance(part, int):
             peak = max(peak, stored + chain.working[part])
-            stored += 0 if is_last else chain.kept[part]
+            stored += 0 if is_last else chain.saved[part]
             is_entry_stored = False
             continue
         units = units_of(part)

@@ -47,7 +47,7 @@ def test_an_operand_can_be_a_result():
 def test_new_operations_have_the_place_and_the_context_of_the_old_one():
     sin, values, _ = replaced(lambda x: 2 * jnp.sin(x), lambda x: jnp.cos(x) + x, X)
     assert values[0].owner.source == sin.source != "<unknown>"
-    assert values[0].owner.info.ctx is sin.info.ctx
+    assert values[0].owner.eqn.ctx is sin.eqn.ctx
 
 
 @pytest.mark.parametrize("value", [jax.random.split(jax.random.key(0), 3), jnp.arange(3), X])

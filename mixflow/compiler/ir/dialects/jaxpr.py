@@ -101,18 +101,18 @@ class EquationOp(ReadableOp):
     equation = prop_def(EquationAttr)
 
     @property
-    def info(self) -> Equation:
+    def eqn(self) -> Equation:
         """The equation apart from its operands."""
         return self.equation.data
 
     @property
     def params(self) -> dict[str, Any]:
         """The JAX equation's parameters."""
-        return self.info.params
+        return self.eqn.params
 
     @property
     def source(self) -> str:
-        return self.info.location
+        return self.eqn.location
 
 
 @irdl_op_definition
@@ -125,7 +125,7 @@ class LeafOp(EquationOp):
     traits = traits_def(EquationEffects())
 
     def described(self) -> str:
-        return str(self.info)
+        return str(self.eqn)
 
 
 class RegionOp(EquationOp):
