@@ -180,13 +180,12 @@ class Segmenter:
         """Which inputs the second run has to wait for; without any, XLA would merge the runs.
 
         Not for parameters: they are there all the time. So what it takes to read them, such as
-        gathering them from other devices, is done once for both runs.
+        gathering them from other devices, is done once for both runs. But for those from which
+        alone something is computed: XLA would save that from the first run to the second.
         """
         given = zip(body.inputs, body.block.args, strict=True)
         there = {arg for value, arg in given if value in self._active and value not in self._born}
         waiting = read_alone(body.block, there)
-        if len(there) == len(body.inputs):
-            waiting = there
         barriers = [arg not in there or arg in waiting for arg in body.block.args]
         return DenseArrayBase.from_list(i1, barriers)
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from checking import assert_idempotent, assert_right, check, ir, meta_args, meta_loss
+from jax.experimental.layout import Format, Layout
 from jax.sharding import SingleDeviceSharding
 from support import assert_close
 
@@ -107,12 +108,15 @@ def test_not_without_a_derivative():
 
 
 SHARDING = SingleDeviceSharding(jax.devices()[0])
+LAYOUT = Format(Layout(major_to_minor=(0,)), SHARDING)
 
 
 @pytest.mark.parametrize(
     "options",
     [
         {"in_shardings": SHARDING},
+        {"in_shardings": LAYOUT},
+        {"out_shardings": LAYOUT},
         {"out_shardings": SHARDING},
         {"donate_argnums": 0},
         {"keep_unused": True},

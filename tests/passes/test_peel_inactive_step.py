@@ -23,10 +23,11 @@ from checking import (
     run_and_measure,
     step,
 )
-from support import assert_close
+from support import assert_close, captures
 
 import mixflow
 from mixflow.compiler.analysis.costs import program_cost
+from mixflow.planner.pipeline import optimise, parse_passes
 
 X = jnp.array([0.5, -1.5, 2.0])
 NAME = "peel-inactive-step"
@@ -168,7 +169,18 @@ def without_gradients(eta):
     return looped(lambda theta, eta: jnp.sin(theta * eta))(eta)
 
 
-@pytest.mark.parametrize("f", [started_from, checkpointed, with_effects, without_gradients])
+def test_not_with_effects():
+    """In a function that is differentiated from outside: a gradient of it is left to JAX."""
+
+    def rewrites(f):
+        program = captures(f, X)
+        return optimise(program, parse_passes(f"{BEFORE},{NAME}"), differentiated=True).rewrites
+
+    assert rewrites(looped(step))
+    assert not rewrites(with_effects)
+
+
+@pytest.mark.parametrize("f", [started_from, checkpointed, without_gradients])
 def test_not(f):
     result = optimised(f"{BEFORE},{NAME}", jax.grad(f), X)
     assert not result.rewrites

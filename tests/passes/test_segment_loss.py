@@ -167,6 +167,22 @@ def test_the_second_run_waits_for_what_something_is_computed_from_alone():
     assert any(parameters)
 
 
+def test_a_segment_of_nothing_but_parameters_waits():
+    def loss(theta):
+        x = theta[0]["inward"]
+        for one in theta:
+            x = jnp.sin(jnp.tanh(x @ one["outward"]) ** 2) @ one["inward"]
+        return jnp.sum(x)
+
+    theta = [{"inward": jnp.ones((4, 64)), "outward": jnp.ones((64, 4))}] * 6
+    f = mixflow.compile(jax.grad(loss), passes=f"{BEFORE},{NAME}")
+    module = f.optimised(theta).module
+    assert module is not None
+    segments = [op for op in module.walk() if isinstance(op, CheckpointOp) and op.barriers]
+    assert segments
+    assert all(any(op.barriers.get_values()) for op in segments)
+
+
 def test_idempotent():
     assert_idempotent(f"{BEFORE},", NAME, jax.grad(deep_meta_loss), *deep_args())
 

@@ -108,6 +108,16 @@ def test_the_front_is_what_the_schedules_cost() -> None:
         assert schedules.best(memory - 1) != schedule
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_rounding_to_levels_never_takes_more_than_the_limit(seed: int) -> None:
+    chain = chain_of(np.random.default_rng(seed), units=6)
+    schedules = Schedules(chain, levels=7)  # a level is several bytes
+    for limit in np.linspace(1, chain.most, 20):
+        found = schedules.best(float(limit))
+        if found is not None:
+            assert cost_of(chain, found)[1] <= limit
+
+
 def test_keeping_everything_costs_nothing() -> None:
     chain = chain_of(np.random.default_rng(0), units=30)
     assert find_schedule(chain, slack=chain.most) == list(range(30))
