@@ -235,7 +235,7 @@ class CompiledFunction:
         return self.optimised(*args, differentiated=differentiated, **kwargs).text
 
     def report(self, *args: Any, run: bool = False, verify: bool = False, **kwargs: Any) -> Report:
-        """What mixflow did, and what it is worth: see `mixflow.report.Report`.
+        """What mixflow did, and what it is worth: see `mixflow.report.report.Report`.
 
         Arguments:
             args: arrays or `jax.ShapeDtypeStruct`; the example arguments if none.

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import pytest
 from support import assert_close, equations, unflagged
 
+from mixflow.compiler.barriers import waiting
 from mixflow.compiler.barriers.waiting import wait_for_less
 from mixflow.compiler.jaxprs.equations import rewrite_equations
 
@@ -84,3 +85,23 @@ def test_barriers_that_are_all_or_none_stay() -> None:
     for barriers in (True, False):
         closed = jax.make_jaxpr(pushed_pullback(lambda w, x: jnp.tanh(x @ w), barriers))(W, X)
         assert str(rewrite_equations(closed, wait_for_less)) == str(closed)
+
+
+def needed(f: Any, waits: tuple[bool, ...]) -> tuple[bool, ...]:
+    """The barriers that are left of a body whose inputs are all square."""
+    body = jax.make_jaxpr(f)(*[jnp.ones((3, 3))] * len(waits)).jaxpr
+    return waiting._needed(body, waits)
+
+
+def test_a_product_with_a_parameter_waits_by_the_tangent() -> None:
+    """Nothing else of it does: XLA would take it from the first run."""
+    assert needed(lambda w, v, w_dot: w_dot * v + jnp.sin(w), (False, False, True))[2]
+
+
+def test_one_input_is_let_go_for_each_parameter_that_does_not_wait() -> None:
+    """The others that look like a tangent may be cotangents."""
+
+    def body(w: Any, x: Any, y: Any, a: Any) -> Any:
+        return jnp.sin(w @ a) + x @ a + y @ a
+
+    assert needed(body, (False, True, True, True)) == (False, False, True, True)

@@ -11,6 +11,7 @@ import pytest
 from jax import lax
 
 from mixflow.compiler.memory.liveness import peak_memory
+from mixflow.compiler.memory.lowering import lower
 
 A = jnp.ones((64, 64), jnp.float32)
 SIZE = 4 * 64 * 64
@@ -26,6 +27,11 @@ def product_and_its_product(a: Any) -> Any:
     return product, product @ a
 
 
+def times_one(a: Any) -> Any:
+    product = a @ a
+    return product @ (1.0 * product)
+
+
 def read_twice(a: Any) -> Any:
     product = a @ a
     return product @ jnp.sin(product)
@@ -38,6 +44,7 @@ PEAKS: dict[str, tuple[float, Callable[[Any], Any]]] = {
     "two products at a time": (2, lambda a: a @ a @ a @ a @ a),
     "neutral operands of sums and products": (1, lambda a: (1.0 * (a @ a) + 0.0) @ a),
     "neutral operands of differences": (1, lambda a: ((a @ a - 0.0) / 1.0) @ a),
+    "a product with one is no second array": (1, times_one),
     "a sum with zeros but for a row": (
         1,
         lambda a: (a @ a + jnp.zeros_like(a).at[0].add(a[1])) @ a,
@@ -72,3 +79,9 @@ def test_the_peak_in_arrays_of_one_size(name: str) -> None:
     # A few bytes are counters and predicates.
     assert estimate == pytest.approx(expected, abs=0.01)
     assert xla == pytest.approx(expected, abs=0.01)
+
+
+def test_a_product_is_written_transposed() -> None:
+    """XLA swaps the operands; nothing is transposed after it."""
+    graph = lower(jax.make_jaxpr(lambda a, b: jnp.sin((a @ b).T))(A[:8], A))
+    assert [value.name for value in graph.values if value.reads] == ["dot_general", "sin"]
