@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,9 @@ pytestmark = once
 
 
 def run(*command: str | Path, cwd: Path) -> str:
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
-        [*map(str, command)], cwd=cwd, capture_output=True, text=True, check=False
+        [*map(str, command)], cwd=cwd, env=env, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -31,8 +33,9 @@ def test_it_installs_and_runs(tmp_path: Path) -> None:
     run(bin_folder / "mixflowc", "optimize", "model.py", "--out", "out", cwd=tmp_path)
     (report,) = (tmp_path / "out").glob("*/report.html")  # the templates are there
     assert "mixflow" in report.read_text()
-    where = run(
+    shown = run(
         bin_folder / "python", "-c", "import mixflow; print(mixflow.__file__)", cwd=tmp_path
     )
-    assert (tmp_path / "venv") in Path(where.strip()).parents
-    assert Path(where.strip()).with_name("py.typed").exists()
+    installed = Path(shown.strip())
+    assert tmp_path / "venv" in installed.parents
+    assert installed.with_name("py.typed").exists()

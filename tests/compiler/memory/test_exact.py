@@ -75,7 +75,9 @@ def test_the_peak_in_arrays_of_one_size(name: str) -> None:
     expected, f = PEAKS[name]
     traced = jax.jit(f).trace(A)
     estimate = peak_memory(traced.jaxpr).bytes / SIZE
-    xla = traced.lower().compile().memory_analysis().temp_size_in_bytes / SIZE
+    analysis = traced.lower().compile().memory_analysis()
+    assert analysis is not None
+    xla = analysis.temp_size_in_bytes / SIZE
     # A few bytes are counters and predicates.
     assert estimate == pytest.approx(expected, abs=0.01)
     assert xla == pytest.approx(expected, abs=0.01)
