@@ -92,7 +92,7 @@ class FusePattern(RewritePattern):
 
 @dataclass(frozen=True)
 class FuseValueAndPullback(ModulePass):
-    """One forward pass for value and gradient, and one residual-free derivative for both."""
+    """A value and its gradient become one operation, so that f runs forward once for both."""
 
     name = "fuse-value-and-pullback"
 

@@ -26,8 +26,8 @@ class Plan:
         symmetric: forward over reverse, where that is sound.
         transposed: reverse over forward where that is not, and this is.
         levels: how deep inner loops are nested in checkpoints; 0 for not at all.
-        saved: whether inner gradients are kept.
-        kept: whether first products of parameters on several devices are, too.
+        gradients: whether inner gradients are saved.
+        products: whether first products of parameters on several devices are saved, too.
         slack: bytes that a segmented region may take beyond the least; None for no segments.
         rerun: how much of a region may be run again for less memory, in forward passes.
     """

@@ -30,9 +30,20 @@ from mixflow.planner.pipeline import Optimised, optimise, parse_passes
 from mixflow.planner.plan import PREPARE, SLOWEST, Candidate, Plan, balanced
 
 FEW_STEPS = 4
-"""Up to here a peeled step saves so much time that it is not asked whether it takes memory."""
+"""Of so few steps, peeling one saves a quarter of the second derivatives or more: it is done without
+asking what memory that takes."""
+
 FAR_BELOW = 0.4
 """Forward over reverse alone does not get so far below the memory of a checkpointed step."""
+
+STATES = 4
+"""A loop is nested deeper while the states that it holds are more than one in so many bytes of all.
+A level takes up to 1.3 times the time, so it has to save an eighth of the bytes (`plan.score`), and
+it leaves half of the states or less: half of a quarter is an eighth."""
+
+WELL_BEATEN = 0.8
+"""A plan with at most so much of a checkpointed step's score beats plain JAX as well. That step takes
+at most 4/3 of plain JAX's time, so plain JAX's score is at least √(3/4) = 0.87 of the step's."""
 
 
 class Planner:
@@ -215,7 +226,9 @@ class Planner:
             deep: also where the level before was not the best of both.
         """
         levels, kinds = 1, {False, self.facts.rewritable}
-        while kinds and self.facts.steps and self._held(levels) > self._balanced.total_bytes / 4:
+        while (
+            kinds and self.facts.steps and self._held(levels) > self._balanced.total_bytes / STATES
+        ):
             levels += 1
             if self._held(levels) == self._held(levels - 1):
                 return  # as deep as it goes: most of what is left are states, and not segments'
@@ -246,15 +259,19 @@ class Planner:
         steps = self.facts.steps
         return self.facts.held_bytes / steps * choose_nest(steps, levels).states
 
+    def _holds_much(self, levels: int) -> bool:
+        """Whether those states are a good part of what the best plan so far takes."""
+        return self._held(levels) > self._balanced.total_bytes / STATES
+
     def _plain_may_be_best(self) -> bool:
         """Not where a checkpointed step, at most a third slower than plain, is well beaten.
 
         But plain JAX may keep less of a step than the state that it is given.
         """
         step, best = self._costed.get(Plan(levels=1)), self._balanced
-        if step is None or self._held(max(best.plan.levels, 1)) > best.total_bytes / 4:
+        if step is None or self._holds_much(max(best.plan.levels, 1)):
             return True
-        return best.score > 0.8 * step.score
+        return best.score > WELL_BEATEN * step.score
 
     def _fit(self, budget: int) -> None:
         """Cost what comes near the budget: more slack where there is room, more reruns if not."""

@@ -24,7 +24,8 @@ MAX_UNITS = 96
 """A chain is cut at its narrowest places, no finer than this: the schedule's cost grows as n³."""
 
 LIGHTEST = 1 / 256
-"""What a unit has at least of the whole chain's residuals and work."""
+"""What a unit has at least of the whole chain's residuals and work: less than half of what one of
+`MAX_UNITS` equal units has."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,6 +179,12 @@ def _figures(
     active: AbstractSet[SSAValue],
     order: int,
 ) -> Chain:
+    """The figures of units in bytes and work, as the schedule asks for them.
+
+    For each unit: what it saves if it is not run again (`saved`), and the most that is alive while
+    it is taken back (`working`): what it saves, and the cotangents of what is alive then. Where it
+    is differentiated twice (`order` 2), each active value has its tangent beside it.
+    """
     read = {op: residuals_of(op, active) for unit in units for op in unit}
     stored = set[SSAValue]().union(*(one.values for one in read.values()))
     starts = np.cumsum([0, *map(len, units)])

@@ -10,9 +10,10 @@ from itertools import combinations_with_replacement
 Lengths = tuple[int, ...]
 
 REMAINDER_PAYS = 5, 4
-"""A nest without a remainder is taken up to this ratio of stored states to the least there is.
+"""A nest without a remainder may store up to 5/4 of the states that the best nest stores.
 
-A remainder is a second copy of the step to compile, and cuts (so copies) what the loop runs over.
+Ten steps as 2 × 5 have no remainder; as 3 × 3 and one more they have. A remainder is a second copy
+of the step to compile, and the arrays that the loop runs over are cut in two, so copied.
 """
 
 

@@ -175,6 +175,7 @@ def find_schedule(chain: Chain, slack: float = 0, rerun: float = 1.0) -> Schedul
     if not len(chain):
         return []
     bearable = rerun * float(chain.forward[~chain.pinned].sum())
+    # A first guess, doubled until a schedule fits: the less memory a table is for, the finer it is.
     limit = 2.5 * float(chain.working.max())
     while not (within := _memories(schedules := Schedules(chain, limit), bearable)):
         limit *= 2

@@ -35,11 +35,17 @@ def wait_for_less(eqn: Any) -> list[Any]:
 
 
 def _needed(body: Jaxpr, waiting: tuple[bool, ...]) -> tuple[bool, ...]:
-    """Fewer of the barriers, such that everything computed still has one of them behind it.
+    """For each input, whether it still waits. Everything that is computed waits for some input.
 
-    Only what may be the tangent of an input that does not wait loses its own: it is read as that
-    one is, and has its type. A cotangent never should: it is what the second run is to wait for.
-    Where that is together with something computed, both have to be the same operand of it.
+    A parameter w does not wait. Its tangent need not wait either, as in
+
+        y_dot = x @ w_dot + x_dot @ w        x and x_dot wait, w does not
+
+    where each product reads something else that waits. Which inputs are tangents is not written
+    anywhere, so an input is let go if it could be one: it has the type of a w, it is read by the
+    same primitives as a w is, and there is one such w for each input that is let go. More are not:
+    they may be cotangents, and the second run has to wait for those. In `w_dot * v`, where v is a
+    parameter too, w_dot waits: nothing else would keep the two runs of the product apart.
     """
     held = {arg for arg, waits in zip(body.invars, waiting, strict=True) if waits}
     there = Counter(str(arg.aval) for arg in body.invars if arg not in held)

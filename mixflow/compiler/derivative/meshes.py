@@ -1,4 +1,4 @@
-"""Meshes inside symbolic derivatives, where neither JAX nor XLA sees what it would need to."""
+"""Tell JAX of the meshes inside symbolic derivatives, where `jax.jit` does not look for devices."""
 
 from __future__ import annotations
 

@@ -171,6 +171,12 @@ class _Fusion:
             self._place(value)
 
     def _place(self, value: Value) -> None:
+        """Decide whether a value is put in memory, and which readers compute it themselves.
+
+        As XLA for CPU does: a reader takes a value in if it can. A value that all readers take in
+        is in memory nowhere; in `sin(x) + cos(x)` both are computed inside the sum. What is costly
+        is not computed twice: of `y = exp(x)` with two readers in two kernels, y is stored.
+        """
         takers = self._willing(value) if value.kind in _FUSIBLE else set[Value]()
         stored = value in self._results or len(takers) < len(self._users[value]) or not takers
         homes = {self._home[taker] for taker in takers}
@@ -254,7 +260,8 @@ def _is_expensive(value: Value) -> bool:
 def _is_wide(value: Value) -> bool:
     """Whether reading a value's operands takes more than reading the value itself.
 
-    Broadcast operands and those of lower rank count as nothing where they leave one other at most.
+    `a + b` of two matrices is wide: two arrays are read for one. `a + b[:, None]` is not: next to
+    the matrix, the vector that is broadcast is nothing.
     """
     large = [
         read

@@ -245,7 +245,11 @@ class _Buffers:
         return kernel.value.kind is Kind.UPDATE or self._place[old] in kernel.aligned
 
     def _kept_in_results(self, region: Graph) -> set[int]:
-        """Buffers that fit into the memory of a result before that is needed, the largest first."""
+        """Buffers that fit into the memory of a result before that is needed, the largest first.
+
+        Results are not temporaries. In `a @ a @ a @ a` the first product can be in the memory of
+        the result, which is not written before the first product is dead.
+        """
         if region.carries:
             return set()
         steps = {owner: self._steps_of(owner) for owner in self._end if self._own_bytes(owner)}
