@@ -16,7 +16,7 @@ PYENV_LATEST = $(shell ls -d $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.1[2-4].*[0
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check lint types format docs setup-latest test-latest clean
-.PHONY: setup-0.11 test-0.11 test-flags
+.PHONY: setup-0.11 test-0.11 test-flags mutants
 
 help: ## list these commands
 	@sed -n 's/^\([a-z0-9.-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 22
@@ -44,6 +44,24 @@ test-0.11: setup-0.11 ## test what rests on JAX's insides with JAX 0.11 (Python 
 test-flags: setup setup-latest ## the same with the flags that JAX will make its defaults
 	$(FLAGS) $(call pytest,$(VENV)) $(INSIDES)
 	$(FLAGS) $(call pytest,$(VENV_LATEST)) $(INSIDES)
+
+# cosmic-ray changes the file while it works, so it is given a copy of the tree.
+MODULE := mixflow/passes/canonicalize.py
+TESTS := tests/passes/test_canonicalize.py
+MUTANTS := build/mutants
+
+mutants: setup ## break the lines of MODULE=FILE one by one, and list what TESTS=FILES let pass
+	$(VENV)/bin/python -m pip install --quiet '.[mutants]'
+	rm -rf $(MUTANTS) && git clone --quiet . $(MUTANTS)
+	printf '[cosmic-ray]\nmodule-path = "%s"\ntimeout = 600.0\nexcluded-modules = []\n' $(MODULE) \
+	  > $(MUTANTS)/session.toml
+	printf 'test-command = "%s -m pytest -x -q -p no:cacheprovider %s"\n' \
+	  $(abspath $(VENV))/bin/python '$(TESTS)' >> $(MUTANTS)/session.toml
+	printf '[cosmic-ray.distributor]\nname = "local"\n' >> $(MUTANTS)/session.toml
+	cd $(MUTANTS) && export PYTHONPATH=$$PWD JAX_PLATFORMS=cpu && \
+	  $(abspath $(VENV))/bin/cosmic-ray init session.toml session.sqlite && \
+	  $(abspath $(VENV))/bin/cosmic-ray exec session.toml session.sqlite && \
+	  $(abspath $(VENV))/bin/cr-report --surviving-only --show-diff session.sqlite
 
 setup-0.11: $(VENV_0.11)/.installed ## the same as setup, with JAX 0.11 in .venv-0.11
 

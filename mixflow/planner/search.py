@@ -30,8 +30,8 @@ from mixflow.planner.pipeline import Optimised, optimise, parse_passes
 from mixflow.planner.plan import PREPARE, SLOWEST, Candidate, Plan, balanced
 
 FEW_STEPS = 4
-"""Of so few steps, peeling one saves a quarter of the second derivatives or more: it is done without
-asking what memory that takes."""
+"""Of so few steps, peeling one saves a quarter of the second derivatives or more: it is done
+without asking what memory that takes."""
 
 FAR_BELOW = 0.4
 """Forward over reverse alone does not get so far below the memory of a checkpointed step."""
@@ -42,8 +42,8 @@ A level takes up to 1.3 times the time, so it has to save an eighth of the bytes
 it leaves half of the states or less: half of a quarter is an eighth."""
 
 WELL_BEATEN = 0.8
-"""A plan with at most so much of a checkpointed step's score beats plain JAX as well. That step takes
-at most 4/3 of plain JAX's time, so plain JAX's score is at least √(3/4) = 0.87 of the step's."""
+"""A plan with at most so much of a checkpointed step's score beats plain JAX as well. That step
+takes at most 4/3 of plain JAX's time, so plain JAX's score is at least √(3/4) = 0.87 of it."""
 
 
 class Planner:

@@ -15,8 +15,8 @@ import jax
 import pytest
 
 from mixflow.cli import main
+from mixflow.runtime.bench import rounds as bench
 from mixflow.runtime.bench.processes import ChildDied, in_process
-from mixflow.runtime.bench.rounds import bench
 
 # Each step keeps the tanh of 64 × 8 numbers, 20 times; line 8 makes them.
 MODEL = """\
