@@ -48,7 +48,7 @@ test-flags: setup setup-latest ## the same with the flags that JAX will make its
 # cosmic-ray changes the file while it works, so it is given a copy of the tree.
 MODULE := mixflow/passes/canonicalize.py
 TESTS := tests/passes/test_canonicalize.py
-MUTANTS := build/mutants
+MUTANTS := $(or $(TMPDIR),/tmp)/mixflow-mutants
 
 mutants: setup ## break the lines of MODULE=FILE one by one, and list what TESTS=FILES let pass
 	$(VENV)/bin/python -m pip install --quiet '.[mutants]'
