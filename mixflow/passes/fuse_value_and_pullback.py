@@ -42,7 +42,7 @@ def cotangent_slice(op: VjpOp, primal: PrimalOp) -> list[Operation] | None:
     None where that needs the value, or has effects, whose order is not to be changed.
     """
     assert op.parent is not None
-    order = {other: place for place, other in enumerate(op.parent.ops)}
+    order = {other: position for position, other in enumerate(op.parent.ops)}
     found: set[Operation] = set()
     pending = list(op.operands[op.point_stop :])
     while pending:

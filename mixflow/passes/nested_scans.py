@@ -57,8 +57,10 @@ def nest_scan(op: ScanOp, nest: Nest, rewriter: PatternRewriter) -> list[ScanOp]
     width = len(op.operands) - stop
     made: list[ScanOp] = []
     ys: list[SSAValue] = []
-    for place, (part, step) in enumerate(zip(parts, _steps(op, len(parts), rewriter), strict=True)):
-        slices = xs[place * width : (place + 1) * width]
+    for position, (part, step) in enumerate(
+        zip(parts, _steps(op, len(parts), rewriter), strict=True)
+    ):
+        slices = xs[position * width : (position + 1) * width]
         loop = _nested(op, part.lengths, [*consts, *carry, *slices], step)
         rewriter.insert(loop, InsertPoint.before(op))
         made.extend(_levels(loop, len(part.lengths)))
@@ -145,12 +147,12 @@ def _cut(parts: Sequence[Part], *xs: Any) -> list[Any]:
 def _join(parts: Sequence[Part], *ys: Any) -> list[Any]:
     """What the parts' loops stacked up, in one array again."""
     count = len(ys) // len(parts)
-    places = sorted(range(len(parts)), key=lambda place: parts[place].start)
+    positions = sorted(range(len(parts)), key=lambda position: parts[position].start)
     return [
         jax.lax.concatenate(
             [
-                jax.lax.collapse(ys[place * count + y], 0, len(parts[place].lengths))
-                for place in places
+                jax.lax.collapse(ys[position * count + y], 0, len(parts[position].lengths))
+                for position in positions
             ],
             0,
         )

@@ -124,5 +124,5 @@ def balanced(figures: Sequence[tuple[float, float]]) -> int:
         figures: bytes and seconds of each plan.
     """
     bearable = SLOWEST * min(seconds for _, seconds in figures)
-    allowed = [place for place, (_, seconds) in enumerate(figures) if seconds <= bearable]
-    return min(allowed, key=lambda place: score(*figures[place]))
+    allowed = [position for position, (_, seconds) in enumerate(figures) if seconds <= bearable]
+    return min(allowed, key=lambda position: score(*figures[position]))

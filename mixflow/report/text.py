@@ -32,8 +32,8 @@ def render(report: Findings) -> Group:
     """The report for rich's console."""
     title = f"{report.entry}: {report.target} (JAX {report.jax}, {report.backend})"
     table = Table(title=title, title_justify="left", title_style="bold")
-    for place, head in enumerate(HEADS):
-        table.add_column(head, justify="left" if place == 0 else "right", no_wrap=True)
+    for position, head in enumerate(HEADS):
+        table.add_column(head, justify="left" if position == 0 else "right", no_wrap=True)
     for name, row in report.rows:
         table.add_row(*cells(name, row, report.before))
     return Group(table, _plan(report), *_remarks(report), *_verdict(report))

@@ -37,17 +37,17 @@ class Arguments:
 
     def traced(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
         """The arguments of a call without the static ones: a compiled program takes no others."""
-        places, names = self._marks(args, kwargs)
-        return tuple(compress(args, places)), {n: kwargs[n] for n in kwargs if names[n]}
+        positions, names = self._marks(args, kwargs)
+        return tuple(compress(args, positions)), {n: kwargs[n] for n in kwargs if names[n]}
 
     def with_traced(self, traced: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
         """A call with other traced arguments; the static ones stay the same objects."""
-        places, names = self._marks(args, kwargs)
+        positions, names = self._marks(args, kwargs)
         others = iter(traced[0])
         return (
             tuple(
                 next(others) if is_traced else arg
-                for is_traced, arg in zip(places, args, strict=True)
+                for is_traced, arg in zip(positions, args, strict=True)
             ),
             {n: traced[1][n] if names[n] else kwargs[n] for n in kwargs},
         )
@@ -58,9 +58,9 @@ class Arguments:
         """A call whose traced arguments, as one pytree, went through a function."""
         return self.with_traced(change(self.traced(args, kwargs)), args, kwargs)
 
-    def is_traced(self, place: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    def is_traced(self, position: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         """Whether the positional argument at a place is traced."""
-        return self._marks(args, kwargs)[0][place]
+        return self._marks(args, kwargs)[0][position]
 
     def _marks(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _Marks:
         if not self._static:
@@ -76,8 +76,8 @@ class Arguments:
 
         @functools.wraps(self._fun, updated=())
         def note(*args: Any, **kwargs: Any) -> None:
-            places = [isinstance(arg, jax.core.Tracer) for arg in args]
-            found.append((places, {n: isinstance(kwargs[n], jax.core.Tracer) for n in kwargs}))
+            positions = [isinstance(arg, jax.core.Tracer) for arg in args]
+            found.append((positions, {n: isinstance(kwargs[n], jax.core.Tracer) for n in kwargs}))
 
         jax.jit(note, **self._static).trace(*[0] * count, **dict.fromkeys(names, 0))
         return found[-1]

@@ -175,7 +175,7 @@ class Chooser:
         figures = [(float(run.total_bytes), run.run_s or 0.0) for run in runs]
         if self._budget is None:
             return balanced(figures)
-        return min(range(len(runs)), key=lambda place: figures[place][1])
+        return min(range(len(runs)), key=lambda position: figures[position][1])
 
     def _choose(
         self, captured: Captured, use: Usage, planner: Planner, candidate: Candidate

@@ -98,7 +98,9 @@ class _Walker:
         if any(args):
             self.found.pullbacks.add(op)
         inputs = args[: op.point_stop]
-        differentiated = [place >= op.point_start or flag for place, flag in enumerate(inputs)]
+        differentiated = [
+            position >= op.point_start or flag for position, flag in enumerate(inputs)
+        ]
         self.region(op.body, differentiated)
         return [any(args)] * len(op.results)
 

@@ -53,14 +53,14 @@ def line_of(block: Block, active: AbstractSet[SSAValue], *, order: int) -> Line:
     """
     cheap = _cheap_ops(block, active)
     ops = [op for op in block.ops if op not in cheap and not isinstance(op, jx.YieldOp)]
-    places = _Places(block, ops)
+    positions = _Positions(block, ops)
     read = {op: residuals_of(op, active) for op in ops}
     stored = set[SSAValue]().union(*(one.values for one in read.values()))
     free = [0 if is_pinned(op) else 1 for op in ops]
     held = [total_size(stored.intersection(op.results)) + read[op].inside for op in ops]
     weight = _shares(np.multiply(held, free)) + _shares(np.multiply(list(map(work_of, ops)), free))
-    units = _units(ops, places.live, weight)
-    return Line(units, cheap, _figures(units, places, active, order))
+    units = _units(ops, positions.live, weight)
+    return Line(units, cheap, _figures(units, positions, active, order))
 
 
 def is_pinned(op: Operation) -> bool:
@@ -101,18 +101,18 @@ def _cheap_ops(block: Block, active: AbstractSet[SSAValue]) -> set[Operation]:
     return found
 
 
-class _Places:
+class _Positions:
     """Where values are born and read last, by the number of the operation in the list.
 
     What pinned operations make is there whatever the schedule, as the block's arguments are.
     """
 
     def __init__(self, block: Block, ops: Sequence[Operation]) -> None:
-        self._number = {op: place for place, op in enumerate(ops)}
+        self._number = {op: position for position, op in enumerate(ops)}
         self._end = len(ops)
         self.born = {
-            value: place
-            for place, op in enumerate(ops)
+            value: position
+            for position, op in enumerate(ops)
             for value in op.results
             if not is_pinned(op)
         }
@@ -126,9 +126,9 @@ class _Places:
     def crossing(self, cuts: Array, size: Callable[[SSAValue], int]) -> Array:
         """Bytes that cross the cut before each of some operations."""
         change = np.zeros(self._end + 2)
-        for value, place in self.born.items():
-            if self.last[value] > place:
-                change[place + 1] += size(value)
+        for value, position in self.born.items():
+            if self.last[value] > position:
+                change[position + 1] += size(value)
                 change[self.last[value] + 1] -= size(value)
         return np.cumsum(change)[cuts]
 
@@ -150,13 +150,13 @@ def _units(ops: list[Operation], live: Array, weight: Array) -> list[list[Operat
         weight: of each operation, as a share of the whole.
     """
     total = np.concatenate([[0.0], np.cumsum(weight)])
-    pinned = [place for place, op in enumerate(ops) if is_pinned(op)]
-    edges = sorted({0, len(ops), *pinned, *(place + 1 for place in pinned)})
+    pinned = [position for position, op in enumerate(ops) if is_pinned(op)]
+    edges = sorted({0, len(ops), *pinned, *(position + 1 for position in pinned)})
     for cut in _candidates(live, weight):
-        place = bisect(edges, cut)
-        start, stop = edges[place - 1 : place + 1]
+        position = bisect(edges, cut)
+        start, stop = edges[position - 1 : position + 1]
         if min(total[cut] - total[start], total[stop] - total[cut]) > LIGHTEST:
-            edges.insert(place, cut)
+            edges.insert(position, cut)
         if len(edges) > MAX_UNITS:
             break
     return [ops[start:stop] for start, stop in pairwise(edges) if start < stop]
@@ -168,14 +168,14 @@ def _candidates(live: Array, weight: Array) -> list[int]:
     after = np.concatenate([live[1:], [np.inf]])
     heavy = weight > LIGHTEST
     beside = heavy | np.concatenate([heavy[1:], [False]])
-    places = np.flatnonzero(((live < before) & (live <= after)) | beside)
-    places = places[places < len(live) - 1]
-    return (places[np.argsort(live[places], kind="stable")] + 1).tolist()
+    positions = np.flatnonzero(((live < before) & (live <= after)) | beside)
+    positions = positions[positions < len(live) - 1]
+    return (positions[np.argsort(live[positions], kind="stable")] + 1).tolist()
 
 
 def _figures(
     units: list[list[Operation]],
-    places: _Places,
+    positions: _Positions,
     active: AbstractSet[SSAValue],
     order: int,
 ) -> Chain:
@@ -198,11 +198,11 @@ def _figures(
     for unit in units:
         held = peak = 0
         for op in filterfalse(is_pinned, unit):
-            place = places.born[op.results[0]] if op.results else 0
+            position = positions.born[op.results[0]] if op.results else 0
             held += order * read[op].inside
             held += sum(copies(value) for value in op.results if value in stored)
             # Cotangents of what is live, of the operands, and one that is being made.
-            going_back = places.live[place] + total_size(
+            going_back = positions.live[position] + total_size(
                 value for value in {*op.operands, *op.results} if value in active
             )
             peak = max(peak, held + order * going_back)
@@ -212,19 +212,19 @@ def _figures(
         forward=np.array([sum(map(work_of, unit)) for unit in units]),
         saved=np.array(saved, float),
         working=np.array(working, float),
-        entering=places.crossing(starts[:-1], lambda v: 0 if v in stored else copies(v)),
-        crossing=_crossing(places, starts, copies),
+        entering=positions.crossing(starts[:-1], lambda v: 0 if v in stored else copies(v)),
+        crossing=_crossing(positions, starts, copies),
         pinned=np.array([any(map(is_pinned, unit)) for unit in units], bool),
     )
 
 
-def _crossing(places: _Places, starts: Array, copies: Callable[[SSAValue], int]) -> Array:
+def _crossing(positions: _Positions, starts: Array, copies: Callable[[SSAValue], int]) -> Array:
     """At [s, t]: bytes born in units s … t−1 and read after them."""
     n = len(starts) - 1
     crossing = np.zeros((n + 1, n + 1))
-    for value, place in places.born.items():
-        first = int(np.searchsorted(starts, place, side="right")) - 1
-        last = int(np.searchsorted(starts, places.last[value], side="right")) - 1
+    for value, position in positions.born.items():
+        first = int(np.searchsorted(starts, position, side="right")) - 1
+        last = int(np.searchsorted(starts, positions.last[value], side="right")) - 1
         # It counts for every run of units that holds its birth and ends before its last reader.
         crossing[: first + 1, first + 1 : min(last, n) + 1] += copies(value)
     return crossing

@@ -127,10 +127,10 @@ def _of_leaf(op: jx.LeafOp, active: AbstractSet[SSAValue]) -> set[SSAValue]:
 
 def _is_linear(op: jx.LeafOp, row: Row) -> bool:
     """Whether it is linear in all floating-point operands together: only indices are read."""
-    inexact = {place for place, one in enumerate(op.operands) if is_inexact(aval_of(one))}
-    places = range(len(op.operands))
+    inexact = {position for position, one in enumerate(op.operands) if is_inexact(aval_of(one))}
+    positions = range(len(op.operands))
     return any(
-        inexact <= set(places[chosen] if isinstance(chosen, slice) else chosen)
+        inexact <= set(positions[chosen] if isinstance(chosen, slice) else chosen)
         for chosen in row.linear
     )
 

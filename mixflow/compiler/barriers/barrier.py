@@ -28,12 +28,12 @@ def waiting_for_each_other(values: Any) -> Any:
     # On JAX 0.10 all that passes one barrier varies over the same axes of a shard_map afterwards.
     # Points and their cotangents have one type, so each barrier still waits for a cotangent.
     groups: dict[Any, list[int]] = {}
-    for place, leaf in enumerate(leaves):
-        groups.setdefault(jax.typeof(leaf).manual_axis_type, []).append(place)
-    for places in groups.values():
-        held = jax.lax.optimization_barrier([leaves[place] for place in places])
-        for place, leaf in zip(places, held, strict=True):
-            leaves[place] = leaf
+    for position, leaf in enumerate(leaves):
+        groups.setdefault(jax.typeof(leaf).manual_axis_type, []).append(position)
+    for positions in groups.values():
+        held = jax.lax.optimization_barrier([leaves[position] for position in positions])
+        for position, leaf in zip(positions, held, strict=True):
+            leaves[position] = leaf
     return tree_unflatten(tree, leaves)
 
 

@@ -57,10 +57,10 @@ def _checkpoint(
     del policy
     waits = [prevent_cse] * len(args) if isinstance(prevent_cse, bool) else prevent_cse
     operands = list(args)
-    places = [place for place, wait in enumerate(waits) if differentiated and wait]
-    held = jax.lax.optimization_barrier([operands[place] for place in places])
-    for place, value in zip(places[:-1] or places, held, strict=False):
-        operands[place] = value
+    positions = [position for position, wait in enumerate(waits) if differentiated and wait]
+    held = jax.lax.optimization_barrier([operands[position] for position in positions])
+    for position, value in zip(positions[:-1] or positions, held, strict=False):
+        operands[position] = value
     return jax.core.eval_jaxpr(jaxpr, (), *operands)
 
 

@@ -90,7 +90,7 @@ def _uses(body: Jaxpr, sources: dict[Var, set[Var]]) -> dict[Var, set[Read]]:
     uses: dict[Var, set[Read]] = {arg: set() for arg in body.invars}
     for eqn in body.eqns:
         summed = str(eqn.params.get("dimension_numbers"))
-        for place, atom in enumerate(eqn.invars):
+        for position, atom in enumerate(eqn.invars):
             for arg in () if isinstance(atom, Literal) else sources.get(atom, ()):
-                uses[arg].add((eqn.primitive.name, place, summed, str(atom.aval)))
+                uses[arg].add((eqn.primitive.name, position, summed, str(atom.aval)))
     return uses

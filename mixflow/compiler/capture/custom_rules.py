@@ -100,15 +100,17 @@ def _tried(eqn: Any) -> list[Any]:
     """
     if not all(isinstance(atom.aval, ShapedArray) for atom in (*eqn.invars, *eqn.outvars)):
         return []  # mutable references, which no pass looks at
-    places = [place for place, atom in enumerate(eqn.invars) if is_inexact(atom.aval)]
-    found = _differentiated(eqn, places)
-    alone = [_differentiated(eqn, [place]) for place in places] if found is None else [found]
+    positions = [position for position, atom in enumerate(eqn.invars) if is_inexact(atom.aval)]
+    found = _differentiated(eqn, positions)
+    alone = (
+        [_differentiated(eqn, [position]) for position in positions] if found is None else [found]
+    )
     return [one for one in alone if one is not None]
 
 
-def _differentiated(eqn: Any, places: list[int]) -> ClosedJaxpr | None:
+def _differentiated(eqn: Any, positions: list[int]) -> ClosedJaxpr | None:
     """The inexact values of a call and its pullback to the arguments at some places, traced."""
-    moves = [place in places for place in range(len(eqn.invars))]
+    moves = [position in positions for position in range(len(eqn.invars))]
     counts = [is_inexact(var.aval) for var in eqn.outvars]
     call = _alone(eqn)
 

@@ -82,7 +82,7 @@ class FunctionSoundness:
     @property
     def _moving(self) -> list[bool]:
         """For each input, whether it belongs to the point."""
-        return [place >= self._num_consts for place in range(len(self._jaxpr.in_avals))]
+        return [position >= self._num_consts for position in range(len(self._jaxpr.in_avals))]
 
     @cached_property
     def _reach(self) -> Reach:

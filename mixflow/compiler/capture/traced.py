@@ -65,7 +65,8 @@ class TracedFunction:
         """Which outputs take a cotangent: the value's, where they have a derivative."""
         count = self.out_tree.num_leaves
         return tuple(
-            place < count and is_inexact(aval) for place, aval in enumerate(self.jaxpr.out_avals)
+            position < count and is_inexact(aval)
+            for position, aval in enumerate(self.jaxpr.out_avals)
         )
 
     def unflatten(self, outputs: list[Any]) -> tuple[Any, tuple[Any, ...]]:

@@ -132,7 +132,7 @@ def _primal_rule(
 ) -> tuple[list[Any], Sequence[int | None]]:
     if not _is_mapped(dims) and not _uses_axis(function, axis):
         return _unmapped(primal_p.bind(*operands, function=function))
-    stays = [place < function.num_consts and dim is None for place, dim in enumerate(dims)]
+    stays = [position < function.num_consts and dim is None for position, dim in enumerate(dims)]
     return _bind_mapped(primal_p, axis, operands, dims, stays, function=function)
 
 
@@ -145,7 +145,7 @@ def _vjp_rule(
     num_inputs = function.num_consts + function.num_points
     if not _is_mapped(dims[:num_inputs]) and not _uses_axis(function, axis):
         return _vjp_of_mapped_cotangents(axis, operands, dims, **params)
-    stays = [place < function.num_consts and dim is None for place, dim in enumerate(dims)]
+    stays = [position < function.num_consts and dim is None for position, dim in enumerate(dims)]
     return _bind_mapped(vjp_p, axis, operands, dims, stays, **params)
 
 
@@ -184,13 +184,15 @@ def _pushforward_rule(
     if not _is_mapped(dims[:num_primals]) and not _uses_axis(function, axis):
         return _pushforward_of_mapped_tangents(axis, operands, dims, **params)
     # A constant is mapped where it or its tangent is, and then both are.
-    places = [place for place, moving in enumerate(perturbed) if moving]
-    tangent_dims = dict(zip(places, dims[num_primals:], strict=True))
+    positions = [position for position, moving in enumerate(perturbed) if moving]
+    tangent_dims = dict(zip(positions, dims[num_primals:], strict=True))
     fixed = [
-        place < function.num_consts and dims[place] is None and tangent_dims.get(place) is None
-        for place in range(num_primals)
+        position < function.num_consts
+        and dims[position] is None
+        and tangent_dims.get(position) is None
+        for position in range(num_primals)
     ]
-    stays = [*fixed, *(fixed[place] for place in places)]
+    stays = [*fixed, *(fixed[position] for position in positions)]
     return _bind_mapped(pushforward_p, axis, operands, dims, stays, **params)
 
 

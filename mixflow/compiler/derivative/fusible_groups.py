@@ -89,9 +89,9 @@ class _Groups:
         by_depth: dict[int, dict[int, list[int]]] = {}
         for number, depth in enumerate(self._depths):
             # At one depth groups come first: the other equations read them.
-            place = 2 * depth + (not self._fusible[number])
-            by_depth.setdefault(place, {}).setdefault(self._lead(number), []).append(number)
-        return [step for place in sorted(by_depth) for step in by_depth[place].values()]
+            position = 2 * depth + (not self._fusible[number])
+            by_depth.setdefault(position, {}).setdefault(self._lead(number), []).append(number)
+        return [step for position in sorted(by_depth) for step in by_depth[position].values()]
 
     def written(self, step: list[int]) -> list[Any]:
         """The equations in the place of a step."""
@@ -144,10 +144,10 @@ def _is_linear(eqn: Any) -> bool:
     """Whether its tangent needs none of its operands."""
     if not any(is_inexact(var.aval) for var in eqn.outvars):
         return True
-    places = range(len(eqn.invars))
-    read = {place for place in places if not isinstance(eqn.invars[place], Literal)}
+    positions = range(len(eqn.invars))
+    read = {position for position in positions if not isinstance(eqn.invars[position], Literal)}
     return any(
-        read <= set(places[operands] if isinstance(operands, slice) else operands)
+        read <= set(positions[operands] if isinstance(operands, slice) else operands)
         for operands in row_of(eqn).linear
     )
 

@@ -24,7 +24,7 @@ def on_hidden_meshes(closed: ClosedJaxpr, results: Sequence[Any]) -> list[Any]:
         results: tracers, or constants.
     """
     results = list(results)
-    traced = [place for place, one in enumerate(results) if isinstance(one, jax.core.Tracer)]
+    traced = [position for position, one in enumerate(results) if isinstance(one, jax.core.Tracer)]
     hidden = _hidden_equations(closed.jaxpr, hidden=False)
     mesh = next((mesh for eqn in hidden for mesh in _meshes(eqn.params)), None)
     if mesh is None or not traced:

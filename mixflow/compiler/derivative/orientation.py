@@ -51,8 +51,8 @@ def _swapped(eqn: Any) -> list[Any]:
         "dimension_numbers": (contracted[::-1], batch[::-1]),
         "precision": precision[::-1] if isinstance(precision, tuple) else precision,
     }
-    places = range(len(shape))
-    order = (*places[len(shape) - split :], *places[: len(shape) - split])
+    positions = range(len(shape))
+    order = (*positions[len(shape) - split :], *positions[: len(shape) - split])
     (template,) = jax.make_jaxpr(lambda x: jax.lax.transpose(x, order))(
         jax.ShapeDtypeStruct(shape, out.dtype)
     ).jaxpr.eqns

@@ -80,7 +80,7 @@ def symmetric_pullback(
     ]
 
 
-def _noted(has_tangent: list[bool], place: int, value: Any) -> Any:
+def _noted(has_tangent: list[bool], position: int, value: Any) -> Any:
     """The value; under `jax.jvp` it is noted whether it has a tangent at all.
 
     `jax.jvp` returns zeros where there is none. A cotangent of zeros is pulled back further, and
@@ -89,7 +89,7 @@ def _noted(has_tangent: list[bool], place: int, value: Any) -> Any:
     same = jax.custom_jvp(lambda x: x)
 
     def rule(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
-        has_tangent[place] = not isinstance(tangents[0], SymbolicZero)
+        has_tangent[position] = not isinstance(tangents[0], SymbolicZero)
         return primals[0], tangents[0]
 
     same.defjvp(rule, symbolic_zeros=True)

@@ -118,7 +118,7 @@ def _vjp_jvp(
     if not any(follows):
         return results, zeros
     reached_by = reduce(or_, follows)
-    perturbed = tuple(bool(reached_by >> place & 1) for place in range(len(perturbed)))
+    perturbed = tuple(bool(reached_by >> position & 1) for position in range(len(perturbed)))
     pushed = pushforward_p.bind(
         *primals, *partition(perturbed, tangents)[0], perturbed=perturbed, **params
     )
@@ -137,7 +137,7 @@ def _follows(primals: Values, perturbed: tuple[bool, ...], params: dict[str, Any
     derivatives that JAX may not have, of what x is computed by, where plain JAX asks for none.
     """
     closed = traced_definition(vjp_p, list(map(jax.typeof, primals)), params)
-    bits = [1 << place if moves else 0 for place, moves in enumerate(perturbed)]
+    bits = [1 << position if moves else 0 for position, moves in enumerate(perturbed)]
     return Reach().program(closed.jaxpr, bits)
 
 

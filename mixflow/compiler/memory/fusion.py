@@ -73,7 +73,7 @@ def _with_libraries(region: Graph, users: dict[Value, list[Value]]) -> list[Valu
     fused: set[Value] = set()
     inside: set[Value] = set()
     results = set(region.results)
-    place = {value: number for number, value in enumerate(region.values)}
+    position = {value: number for number, value in enumerate(region.values)}
     for value in reversed(region.values):
         if value.kind is not Kind.REDUCE or value in fused or not _suits_library(value):
             continue
@@ -85,7 +85,7 @@ def _with_libraries(region: Graph, users: dict[Value, list[Value]]) -> list[Valu
         for read in reads:
             users[read] = [*(user for user in users[read] if user not in members), last]
         last.kind = Kind.LIBRARY
-        last.reads = tuple(sorted(reads, key=place.__getitem__))
+        last.reads = tuple(sorted(reads, key=position.__getitem__))
     return [value for value in region.values if value not in inside]
 
 
@@ -168,9 +168,9 @@ class _Fusion:
         self._repeated: set[Value] = set()
         """Values that a kernel computes once for each of several elements."""
         for value in reversed(values):
-            self._place(value)
+            self._decide(value)
 
-    def _place(self, value: Value) -> None:
+    def _decide(self, value: Value) -> None:
         """Decide whether a value is put in memory, and which readers compute it themselves.
 
         As XLA for CPU does: a reader takes a value in if it can. A value that all readers take in
@@ -211,15 +211,15 @@ class _Fusion:
 
     def kernels(self) -> list[Kernel]:
         """The stored values, with what their kernels read."""
-        place: dict[Value, int] = {}
+        position: dict[Value, int] = {}
         leaves: dict[Value, dict[Value, _Use]] = {}
         kernels: list[Kernel] = []
         for value in self._values:
             uses = leaves[value] = self._leaves(value, leaves)
             if value in self._stored:
-                reads = tuple(place[leaf] for leaf in uses)
-                aligned = frozenset(place[leaf] for leaf, use in uses.items() if use.aligned)
-                place[value] = len(kernels)
+                reads = tuple(position[leaf] for leaf in uses)
+                aligned = frozenset(position[leaf] for leaf, use in uses.items() if use.aligned)
+                position[value] = len(kernels)
                 kernels.append(Kernel(value, reads, aligned, _traffic(value, uses)))
         return kernels
 
@@ -277,5 +277,5 @@ def _traffic(value: Value, uses: dict[Value, _Use]) -> int:
     read = sum(use.bytes for use in uses.values())
     if value.kind is not Kind.UPDATE or value.name in ("copy", "stacked"):
         return read + value.bytes
-    changed = sum(use.bytes for place, use in enumerate(uses.values()) if place > 0)
+    changed = sum(use.bytes for position, use in enumerate(uses.values()) if position > 0)
     return 2 * changed

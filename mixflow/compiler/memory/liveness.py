@@ -177,9 +177,9 @@ class _Buffers:
     def __init__(self, region: Graph, kernels: list[Kernel], order: list[int]) -> None:
         self._kernels = kernels
         self._step = {number: step for step, number in enumerate(order)}
-        self._place = {kernel.value: number for number, kernel in enumerate(kernels)}
+        self._position = {kernel.value: number for number, kernel in enumerate(kernels)}
         self._last_read = self._last_reads()
-        self._results = {self._place[value] for value in region.results}
+        self._results = {self._position[value] for value in region.results}
         self._end: dict[int, int] = {}
         self._owner: dict[int, int] = {}
         for number in order:
@@ -213,7 +213,7 @@ class _Buffers:
     def _shared(self, number: int) -> int:
         value = self._kernels[number].value
         if value.shares is not None:
-            shared = self._place.get(value.shares)
+            shared = self._position.get(value.shares)
             return number if shared is None else self._owner[shared]
         if value.kind is not Kind.UPDATE or value.name == "stacked":
             return number
@@ -226,14 +226,14 @@ class _Buffers:
     # --- memory that is not the region's own ------------------------------------------------------
 
     def _results_memory(self, region: Graph) -> set[int]:
-        return {self._owner[self._place[value]] for value in region.outputs}
+        return {self._owner[self._position[value]] for value in region.outputs}
 
     def _carried(self, region: Graph) -> set[int]:
         """What a loop's body writes over the value that it was given."""
         found: set[int] = set()
         for old, new in region.carries:
-            number = self._place[new]
-            last = self._last_read.get(self._place[old], -1)
+            number = self._position[new]
+            last = self._last_read.get(self._position[old], -1)
             step = self._step[number]
             if last < step or (last == step and self._is_in_place(number, old)):
                 found.add(self._owner[number])
@@ -242,7 +242,7 @@ class _Buffers:
     def _is_in_place(self, number: int, old: Value) -> bool:
         """Whether a kernel may write its result over a value that it reads."""
         kernel = self._kernels[number]
-        return kernel.value.kind is Kind.UPDATE or self._place[old] in kernel.aligned
+        return kernel.value.kind is Kind.UPDATE or self._position[old] in kernel.aligned
 
     def _kept_in_results(self, region: Graph) -> set[int]:
         """Buffers that fit into the memory of a result before that is needed, the largest first.

@@ -69,8 +69,8 @@ class Lowering:
     def _body(self, jaxpr: Any, start: int, stop: int) -> Graph:
         scope = Scope(is_loop=True)
         inputs = [
-            scope.source(var.aval, invariant=place < start)
-            for place, var in enumerate(jaxpr.invars)
+            scope.source(var.aval, invariant=position < start)
+            for position, var in enumerate(jaxpr.invars)
         ]
         slices = [scope.add(Kind.MOVE, (x,), x, "dynamic_slice") for x in inputs[stop:]]
         results = _Run(self, scope).jaxpr(jaxpr, [*inputs[:stop], *slices])

@@ -109,6 +109,6 @@ def thinned(points: list[Point], most: int) -> list[Point]:
     """At most `most` of the points: the first highest of each of as many runs of equal length."""
     if len(points) <= most:
         return points
-    edges = [len(points) * place // most for place in range(most + 1)]
+    edges = [len(points) * position // most for position in range(most + 1)]
     runs = [points[start:stop] for start, stop in pairwise(edges)]
     return [max(run, key=lambda point: point.bytes) for run in runs]

@@ -36,8 +36,8 @@ def select_and_scatter(scope: Scope, eqn: Any, args: list[Value]) -> Value:
     iotas = [scope.add(Kind.MOVE, (), Array(shape, _PLACE), "iota", eqn) for _ in shape]
     largest = scope.add(Kind.CALL, (operand, *iotas), None, "reduce_window", eqn)
     found = tuple(scope.part(largest, Array(windows, _PLACE)) for _ in shape)
-    places = Array((*windows, len(shape)), _PLACE)
-    joined = scope.add(Kind.MOVE, found, places, "concatenate", eqn)
+    positions = Array((*windows, len(shape)), _PLACE)
+    joined = scope.add(Kind.MOVE, found, positions, "concatenate", eqn)
     updates = scope.add(Kind.MOVE, (source,), source, "copy", eqn)
     zeros = scope.spread(scope.scalar(0, out.dtype), padded, eqn)
     result = scope.add(Kind.UPDATE, (zeros, joined, updates), padded, name, eqn)

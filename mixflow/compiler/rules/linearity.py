@@ -93,10 +93,10 @@ def _is_linear_in(operands: Operands, args: list[Degree]) -> bool:
     A constant among them makes the result affine: `add` is linear in both operands together, so
     `g + 0.1 * x` is not linear in g alone.
     """
-    places = range(len(args))
-    chosen = places[operands] if isinstance(operands, slice) else operands
-    inside = [args[place] for place in chosen]
-    outside = [args[place] for place in places if place not in chosen]
+    positions = range(len(args))
+    chosen = positions[operands] if isinstance(operands, slice) else operands
+    inside = [args[position] for position in chosen]
+    outside = [args[position] for position in positions if position not in chosen]
     return Degree.CONSTANT not in inside and Degree.LINEAR not in outside
 
 
@@ -222,7 +222,7 @@ def _rule_of_vjp(eqn: Any) -> RuleProgram:
     call = one_equation(eqn)
     args = [spec_of(var.aval) for var in eqn.invars]
     moves = [is_inexact(var.aval) for var in eqn.invars]
-    moves = [move and place >= eqn.params["num_consts"] for place, move in enumerate(moves)]
+    moves = [move and position >= eqn.params["num_consts"] for position, move in enumerate(moves)]
     counts = [is_inexact(var.aval) for var in eqn.outvars]
     cotangents = [
         jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype)

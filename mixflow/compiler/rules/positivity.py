@@ -47,9 +47,9 @@ class Positivity(Interpretation[Sign]):
         return min(one, other)
 
     def leaf(self, eqn: Any, args: list[Sign]) -> list[Sign]:
-        place = row_of(eqn).singular_at
-        if place is not None:
-            is_positive = args[place] is Sign.POSITIVE
+        position = row_of(eqn).singular_at
+        if position is not None:
+            is_positive = args[position] is Sign.POSITIVE
             self._met[id(eqn)] = is_positive and self._met.get(id(eqn), True)
         return [_sign(eqn, args)] * len(eqn.outvars)
 

@@ -61,7 +61,7 @@ class Reach(Interpretation[int]):
             self._derivative(eqn, function, args)
         else:
             self._found[id(eqn)] = eqn
-            if any(args[place] for place in row_of(eqn).once):
+            if any(args[position] for position in row_of(eqn).once):
                 self.once.append(eqn)
         reached_by = reduce(or_, args)
         return [reached_by if is_inexact(var.aval) else False for var in eqn.outvars]

@@ -51,7 +51,7 @@ def split_off(
         is_taken: whether an equation is to be taken out, if that can be.
     """
     jaxpr = closed.jaxpr
-    moving = [place >= num_consts for place in range(len(jaxpr.invars))]
+    moving = [position >= num_consts for position in range(len(jaxpr.invars))]
     by_point, by_consts = reached_variables(jaxpr, moving), reached_variables(jaxpr, active)
     # What can be computed before the gradient, from f's inputs alone.
     known, free = set[Var](jaxpr.invars), list[Any]()

@@ -57,13 +57,13 @@ class Entry:
 
     Arguments:
         model: MODEL.py or MODEL.py:NAME.
-        place: which entry of these.
+        position: which entry of these.
         name: its function's name.
         jax, backend: JAX's version, and the platform that it is measured on.
     """
 
     model: str
-    place: int
+    position: int
     name: str
     jax: str
     backend: str
@@ -129,8 +129,8 @@ def find_entries(model: str) -> list[Entry]:
         raise InputError(str(death)) from None
     names: list[str] = found["entries"]
     return [
-        Entry(model, place, name, found["jax"], found["backend"])
-        for place, name in enumerate(names)
+        Entry(model, position, name, found["jax"], found["backend"])
+        for position, name in enumerate(names)
     ]
 
 
@@ -179,7 +179,7 @@ def _job(bench: Bench, which: Which, task: Any = "run") -> Job:
     return Job(
         bench.entry.model,
         task,
-        bench.entry.place,
+        bench.entry.position,
         which,
         as_written=bench.target == "as written",  # plain JAX is first, and both are to be the same
         memory_budget=bench.how.memory_budget,

@@ -20,8 +20,8 @@ def render(bench: Bench) -> Group:
     entry, how = bench.entry, bench.how
     title = f"{entry.name}: {bench.target or 'not measured'} (JAX {entry.jax}, {entry.backend})"
     table = Table(title=title, title_justify="left", title_style="bold")
-    for place, head in enumerate(_HEADS):
-        table.add_column(head, justify="left" if place == 0 else "right", no_wrap=True)
+    for position, head in enumerate(_HEADS):
+        table.add_column(head, justify="left" if position == 0 else "right", no_wrap=True)
     for which in NAMES:
         table.add_row(*_cells(bench, which))
     failed = [
@@ -89,8 +89,8 @@ def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(
-            cell.rjust(width) if place == 0 else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+            cell.rjust(width) if position == 0 else cell.ljust(width)
+            for position, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows
     ]
