@@ -26,7 +26,7 @@ class Facts:
 
     Arguments:
         steps: of the longest inner loop; 0 without one.
-        held_bytes: what the inner loops' steps are given, for all of their steps together.
+        state_bytes: what the inner loops' steps are given, for all of their steps together.
         nested: whether a gradient is differentiated again.
         symmetric: whether that may be forward over reverse.
         transposed: whether one that may not be can be reverse over forward.
@@ -35,7 +35,7 @@ class Facts:
     """
 
     steps: int
-    held_bytes: int
+    state_bytes: int
     nested: bool
     symmetric: bool
     transposed: bool = False

@@ -37,7 +37,7 @@ FAR_BELOW = 0.4
 """Forward over reverse alone does not get so far below the memory of a checkpointed step."""
 
 STATES = 4
-"""A loop is nested deeper while the states that it holds are more than one in so many bytes of all.
+"""A loop is nested deeper while the states that it saves are more than one in so many bytes of all.
 A level takes up to 1.3 times the time, so it has to save an eighth of the bytes (`plan.score`), and
 it leaves half of the states or less: half of a quarter is an eighth."""
 
@@ -220,17 +220,19 @@ class Planner:
         return before is not None and self._balanced.total_bytes < FAR_BELOW * before.total_bytes
 
     def _explore_loop(self, *, deep: bool = False) -> None:
-        """Nest the loop deeper while the states that it holds are a good part of the whole.
+        """Nest the loop deeper while the states that it saves are a good part of the whole.
 
         Arguments:
             deep: also where the level before was not the best of both.
         """
         levels, kinds = 1, {False, self.facts.rewritable}
         while (
-            kinds and self.facts.steps and self._held(levels) > self._balanced.total_bytes / STATES
+            kinds
+            and self.facts.steps
+            and self._state_bytes(levels) > self._balanced.total_bytes / STATES
         ):
             levels += 1
-            if self._held(levels) == self._held(levels - 1):
+            if self._state_bytes(levels) == self._state_bytes(levels - 1):
                 return  # as deep as it goes: most of what is left are states, and not segments'
             best = self._balanced
             plan = replace(self._mixed(best.plan), levels=levels)
@@ -254,14 +256,14 @@ class Planner:
         ]
         return self.candidate(plan).total_bytes < min(shallower, default=math.inf)
 
-    def _held(self, levels: int) -> float:
-        """Bytes of the states that the inner loop holds at once, nested so deep."""
+    def _state_bytes(self, levels: int) -> float:
+        """Bytes of the states that the inner loop saves at once, nested so deep."""
         steps = self.facts.steps
-        return self.facts.held_bytes / steps * choose_nest(steps, levels).states
+        return self.facts.state_bytes / steps * choose_nest(steps, levels).states
 
-    def _holds_much(self, levels: int) -> bool:
+    def _states_are_much(self, levels: int) -> bool:
         """Whether those states are a good part of what the best plan so far takes."""
-        return self._held(levels) > self._balanced.total_bytes / STATES
+        return self._state_bytes(levels) > self._balanced.total_bytes / STATES
 
     def _plain_may_be_best(self) -> bool:
         """Not where a checkpointed step, at most a third slower than plain, is well beaten.
@@ -269,7 +271,7 @@ class Planner:
         But plain JAX may keep less of a step than the state that it is given.
         """
         step, best = self._costed.get(Plan(levels=1)), self._balanced
-        if step is None or self._holds_much(max(best.plan.levels, 1)):
+        if step is None or self._states_are_much(max(best.plan.levels, 1)):
             return True
         return best.score > WELL_BEATEN * step.score
 

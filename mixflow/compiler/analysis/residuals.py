@@ -72,7 +72,7 @@ def residuals_of(op: Operation, active: AbstractSet[SSAValue]) -> Residuals:
             read = _of_leaf(op, active)
             return Residuals(read, _broadcast(op, read))
         case _:
-            # A checkpoint and a self-adjoint derivative keep what they are given.
+            # A checkpoint, and a derivative with a rule of its own, save what they are given.
             return Residuals(set(op.operands))
 
 

@@ -185,7 +185,7 @@ class _Buffers:
         for number in order:
             self._assign(number, len(order))
         self._lent = self._results_memory(region) | self._carried(region)
-        self._lent |= self._kept_in_results(region)
+        self._lent |= self._inside_results(region)
         self.dying: list[list[int]] = [[] for _ in range(len(order) + 1)]
         """For each step, the buffers that nobody needs after it."""
         for owner, end in self._end.items():
@@ -244,7 +244,7 @@ class _Buffers:
         kernel = self._kernels[number]
         return kernel.value.kind is Kind.UPDATE or self._position[old] in kernel.aligned
 
-    def _kept_in_results(self, region: Graph) -> set[int]:
+    def _inside_results(self, region: Graph) -> set[int]:
         """Buffers that fit into the memory of a result before that is needed, the largest first.
 
         Results are not temporaries. In `a @ a @ a @ a` the first product can be in the memory of
