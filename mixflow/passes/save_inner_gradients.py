@@ -86,6 +86,8 @@ class SaveGradients(RewritePattern):
         """
         gradients = [value for value in op.gradients if is_inexact(aval_of(value))]
         if levels > 1:
+            # The first run of a level is forgotten but for its inputs. Its second run updates θ by
+            # the gradients again, to get at the state that each step starts from.
             return gradients
         return [value for value in gradients if is_read_backward(value, self.active)]
 

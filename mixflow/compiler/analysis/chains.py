@@ -152,6 +152,8 @@ def _units(ops: list[Operation], live: Array, weight: Array) -> list[list[Operat
     total = np.concatenate([[0.0], np.cumsum(weight)])
     pinned = [position for position, op in enumerate(ops) if is_pinned(op)]
     edges = sorted({0, len(ops), *pinned, *(position + 1 for position in pinned)})
+    # Pinned operations are units of their own: nothing that is run again may hold one. Between
+    # them, the narrowest cut first; a cut that leaves next to nothing on one side is no cut.
     for cut in _candidates(live, weight):
         position = bisect(edges, cut)
         start, stop = edges[position - 1 : position + 1]
@@ -195,6 +197,8 @@ def _figures(
 
     saved: list[float] = []
     working: list[float] = []
+    # The way back through a unit: it has run again by then, so all that it saves is alive, and
+    # cotangents are made from the last operation to the first, each while others are alive.
     for unit in units:
         held = peak = 0
         for op in filterfalse(is_pinned, unit):

@@ -113,6 +113,8 @@ class Schedules:
                 stop = start + length
                 kept = self._keep_first(start, stop)
                 rerun = self._rerun_first(start, stop).min(0, initial=np.inf)
+                # If the unit before was kept, what enters here is not stored yet: a checkpoint that
+                # starts here has to store it, on top of all else.
                 late = self._less(rerun, self._chain.entering[start])
                 self._cost[0, start, stop] = np.minimum(kept, rerun)
                 self._cost[1, start, stop] = np.minimum(kept, late)
@@ -134,6 +136,8 @@ class Schedules:
         return again + np.where(memory >= 0, rest, np.inf)
 
     def _ends(self, start: int, stop: int) -> Array:
+        # A checkpoint ends before the first pinned unit; and the last run of a chain is taken back
+        # at once, so a checkpoint around it would run it twice for nothing.
         pinned = np.flatnonzero(self._chain.pinned[start:stop])
         last = start + int(pinned[0]) if len(pinned) else stop - 1
         return np.arange(start + 1, min(last, stop - 1) + 1)

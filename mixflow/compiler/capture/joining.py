@@ -76,6 +76,8 @@ def _is_value_of(eqn: Any, pullback: Any) -> bool:
 def _join(eqns: list[Any], value: Any, pullback: Any) -> list[Any]:
     """The equations with these two joined; as they are where the cotangent needs the value."""
     start, stop = eqns.index(value), eqns.index(pullback)
+    # What stands between the two goes before the joined equation where the cotangent needs it, and
+    # after it else: `v, pull = vjp(f, x); w = g(c); s = h(v); pull(w)` becomes w, (v, x̄), s.
     needed, before, after = {*variables(pullback.invars)}, list[Any](), list[Any]()
     for eqn in reversed(eqns[start + 1 : stop]):
         is_needed = not needed.isdisjoint(eqn.outvars)

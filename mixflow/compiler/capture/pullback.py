@@ -93,6 +93,7 @@ class Pullback:
                     "the pullback is called in a deeper trace than it was made in (a loop, or a "
                     "vmap over cotangents alone): it stays JAX's own and shares one forward pass"
                 )
+            # In the trace of the capture, so that one forward pass serves all calls from inside.
             with set_current_trace(self._trace):
                 self._ordinary_pullback = self._traced.differentiate()[1]
         return self._ordinary_pullback

@@ -116,6 +116,7 @@ def _bind_mapped(
     inputs = moved[: function.num_consts + function.num_points]
     batched = _batched(function, mapped, axis, inputs)
     if batched is None:
+        # JAX's own equations, mapped one by one, as if nothing had been captured.
         plain = partial(SYMBOLIC[primitive], function=function, **params)
         results = _vmapped(plain, axis, dims)(*operands)
     else:
@@ -154,6 +155,7 @@ def _vjp_of_mapped_cotangents(
 ) -> tuple[list[Any], Sequence[int | None]]:
     """One forward pass for all lanes: an ordinary vjp, its pullback mapped; symbolic for one."""
     consts, point, cotangents = function.split(operands)
+    # One lane shares nothing with others, so nothing is lost if it stays symbolic.
     if axis.size == 1:
         pairs = zip(cotangents, dims[-len(cotangents) :], strict=True)
         rows = [w if dim is None else jnp.squeeze(w, dim) for w, dim in pairs]

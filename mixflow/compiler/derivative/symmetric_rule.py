@@ -51,6 +51,8 @@ def symmetric_pullback(
     moves = [not isinstance(v, ad.Zero) for v in point_bar]
     # A custom_vjp has no forward mode but inside of a vjp: what moves is differentiated too.
     forced = [False] * len(consts) + [move and function.custom for move in moves]
+    # ∇φ is taken in these leaves alone, and these alone are held by the reverse pass. The others
+    # are constants of the whole derivative.
     is_active = [want or force for want, force in zip(want_inputs, forced, strict=True)]
     has_tangent = [False] * sum(is_active)
 
@@ -65,14 +67,18 @@ def symmetric_pullback(
         gradient = pullback(merge(weighs, changing, partition(weighs, weights)[1]))
         return outputs, list(map(partial(_noted, has_tangent), range(len(active)), gradient))
 
+    # One forward-mode pass gives all three cotangents. A leaf with v = 0 does not move, so what is
+    # computed from it alone has no tangent, and is neither pushed nor stored.
     _, (outputs_dot, gradient_dot) = jax.jvp(
         value_and_gradient,
         (partition(moves, point)[0], partition(weighs, weights)[0]),
         (partition(moves, point_bar)[0], partition(weighs, weights_dot)[0]),
     )
+    # (∂f/∂x) v is the tangent of f's outputs. Of those that were paired for s alone nobody asks.
     w_bar = partition(
         [carry for carry, keep in zip(function.carries, paired, strict=True) if keep], outputs_dot
     )[0]
+    # What `_noted` saw no tangent of gets no cotangent, rather than one of zeros.
     inputs_bar = spread(is_active, spread(has_tangent, partition(has_tangent, gradient_dot)[0]))
     return [
         *(bar if keep else None for bar, keep in zip(inputs_bar, want_inputs, strict=True)),

@@ -76,6 +76,8 @@ def transposed_pullback(
         outputs, pushed = _push(function, given, moves, tangents)
         return partition(reached, outputs)[0], partition(function.carries, pushed)[0]
 
+    # In one reverse pass, s comes back through f's outputs and w through J v. And J v itself, which
+    # the forward pass has computed on the way, is w's cotangent.
     active = partition(want_inputs, inputs)[0]
     (_, pushed), pullback = jax_compat.VJP_OF_JAX(value_and_push, *active)
     inputs_bar = pullback((partition(reached, value_bar)[0], cotangents))
@@ -91,6 +93,7 @@ def _push(
     """f's outputs, and their tangents where the marked leaves of x move."""
     consts, point = inputs[: function.num_consts], inputs[function.num_consts :]
     moving, resting = partition(moves, point)
+    # Reverse mode is about to save what each tangent needs. Grouped, it saves what the group needs.
     call = jaxpr_as_fun(with_fusible_groups(_forward_program(function)))
     return jax.jvp(lambda *moving: call(*consts, *merge(moves, moving, resting)), moving, tangents)
 

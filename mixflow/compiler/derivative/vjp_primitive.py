@@ -113,6 +113,8 @@ def _vjp_jvp(
         results, _ = _jvp_of(lambda *operands: _vjp(*operands, **params), primals, tangents)
     else:
         results = vjp_p.bind(*primals, **params)
+    # The pushforward is asked only for what follows some tangent, and given only the tangents that
+    # something follows. Real zeros would be pulled back later, through whatever made the operand.
     zeros = [ad.Zero(jax.typeof(result).to_tangent_aval()) for result in results]
     follows = _follows(primals, perturbed, params)
     if not any(follows):
@@ -216,6 +218,8 @@ def _pushforward_transpose(
     linear = [ad.is_undefined_primal(tangent) for tangent in tangents]
     wanted = [bool(flag) for flag in spread(perturbed, linear)]
     value_bar, point_bar = _split_cotangents(cotangents, function, with_value)
+    # f runs again below. Its second run is not to begin, nor be merged with the first, before the
+    # cotangents are there: that is what keeps f's intermediates out of memory in between.
     primals, value_bar, point_bar = waiting_for_each_other((list(primals), value_bar, point_bar))
     pullback = symmetric_pullback if function.rule is Rule.SYMMETRIC else transposed_pullback
     transposed = as_arrays(pullback(function, primals, wanted, value_bar, point_bar))

@@ -75,6 +75,7 @@ def _with_libraries(region: Graph, users: dict[Value, list[Value]]) -> list[Valu
     results = set(region.results)
     position = {value: number for number, value in enumerate(region.values)}
     for value in reversed(region.values):
+        # XLA starts each call at a reduction, and grows it from there both ways.
         if value.kind is not Kind.REDUCE or value in fused or not _suits_library(value):
             continue
         members, last = _library_call(value, users, fused, results)
@@ -99,6 +100,8 @@ def _library_call(
 
     members, last, added = {start}, start, [start]
     while True:
+        # Backwards: operands that nobody outside of the call reads. Then one reader forwards, if
+        # there is but one, and backwards from that again.
         while added:
             for read in added.pop().reads:
                 alone = read not in results and all(user in members for user in users[read])
@@ -179,9 +182,11 @@ class _Fusion:
         """
         takers = self._willing(value) if value.kind in _FUSIBLE else set[Value]()
         stored = value in self._results or len(takers) < len(self._users[value]) or not takers
+        # Readers in one kernel share what they compute; readers in two kernels compute it twice.
         homes = {self._home[taker] for taker in takers}
         if _is_expensive(value):
             stored = stored or None in homes or len(homes) > 1
+        # Once in memory, it is read from there if that is less than computing it again.
         if stored and (_is_expensive(value) or _is_wide(value)):
             takers = set[Value]()
         if stored:
@@ -191,6 +196,7 @@ class _Fusion:
             self._home[value] = value
         else:
             self._home[value] = None if stored or len(homes) > 1 else homes.pop()
+        # Inside a broadcast, a value would be computed once for each element of the result.
         if any(t.kind is Kind.BROADCAST or t in self._repeated for t in takers):
             self._repeated.add(value)
 
@@ -226,6 +232,7 @@ class _Fusion:
     def _leaves(self, value: Value, known: dict[Value, dict[Value, _Use]]) -> dict[Value, _Use]:
         """The stored values that a value is computed from, and how."""
         found: dict[Value, _Use] = {}
+        # A slice reads no more of its operand than it gives.
         limit = value.bytes if value.name in _SLICES else None
         for read in value.reads:
             taken = value in self._takers[read]

@@ -146,6 +146,7 @@ class Sweeper:
             if size:
                 alive[number] = size
                 total += size
+            # An operand that dies here and is written over: for a moment it is one buffer, not two.
             taken = buffers.taken_over(step, number) if size else None
             nested = self._nested(kernels[number].value)
             now = total - (0 if taken is None else alive[taken]) + nested.bytes
@@ -184,6 +185,8 @@ class _Buffers:
         self._owner: dict[int, int] = {}
         for number in order:
             self._assign(number, len(order))
+        # Lent buffers are the caller's memory: results, what a loop's next step starts from, and
+        # what fits into a result's memory before the result is written.
         self._lent = self._results_memory(region) | self._carried(region)
         self._lent |= self._inside_results(region)
         self.dying: list[list[int]] = [[] for _ in range(len(order) + 1)]
@@ -207,16 +210,19 @@ class _Buffers:
         """Give a kernel's result a buffer, its own or that of another value."""
         owner = self._shared(number)
         self._owner[number] = owner
+        # A result is needed to the end. So is what nobody reads, but only while it is made.
         needed = stop if number in self._results else self._last_read.get(number, 0)
         self._end[owner] = max(self._end.get(owner, 0), needed, self._step[number])
 
     def _shared(self, number: int) -> int:
         value = self._kernels[number].value
+        # A part of a tuple, or what a loop hands through, is in the memory of the whole.
         if value.shares is not None:
             shared = self._position.get(value.shares)
             return number if shared is None else self._owner[shared]
         if value.kind is not Kind.UPDATE or value.name == "stacked":
             return number
+        # `x.at[i].set(y)` writes into x, unless x is an argument, a result, or read later.
         base = self._kernels[number].reads[0]
         owner = self._owner[base]
         is_ours = self._kernels[owner].value.kind is not Kind.SOURCE
