@@ -209,7 +209,7 @@ def test_several_devices_do_not_compute_gradients_again():
     """Unless nothing else is within a budget: they would exchange all that it takes again."""
     args = momentum_args(**LONG)
     on_one = planner_of(GRADIENT, *args).best()[0]
-    planner = planner_of(GRADIENT, *args, several=True)
+    planner = planner_of(GRADIENT, *args, sharded=True)
     assert on_one.plan.repeats
     assert not planner.best()[0].plan.repeats
     assert planner.best(int(1.1 * on_one.total_bytes))[0].plan.repeats
@@ -234,7 +234,7 @@ def test_several_devices_do_where_the_rule_is_unsound():
 
         return loss(jax.lax.scan(step, theta, xs)[0], jnp.zeros_like(eta["weights"]), xs[0])
 
-    planner = planner_of(jax.grad(meta_loss), *momentum_args(**DEEP), several=True)
+    planner = planner_of(jax.grad(meta_loss), *momentum_args(**DEEP), sharded=True)
     assert planner.best()[0].plan.repeats
 
 
