@@ -52,6 +52,8 @@ def is_level(op: Operation | None) -> TypeGuard[CheckpointOp]:
 
 def checkpoint_body(block: Block) -> CheckpointOp:
     """Put everything that a block does into one checkpoint."""
+    # A region sees its own arguments and nothing outside: the inner block has the same ones, and
+    # the checkpoint is given the outer block's.
     inner = Block(arg_types=block.arg_types)
     for op in list(block.ops):
         op.detach()
@@ -78,6 +80,7 @@ class CheckpointBody(RewritePattern):
         name = CheckpointInnerLoop.name
         if op not in self.active or has_remark(op, name) or not is_inner_loop(op):
             return
+        # Its body is a step that this pass has made already: the pass has run before.
         if is_level(op.regions[0].block.first_op):
             return
         if is_checkpointed(op):
@@ -95,6 +98,8 @@ class CheckpointBody(RewritePattern):
     def _checkpoint(self, op: ScanOp, rewriter: PatternRewriter) -> None:
         is_known = isinstance(op.params["length"], int)  # jax.export has symbolic ones
         nest = choose_nest(op.length, self.levels if is_known else 1)
+        # Every level is a checkpoint, the step too. Going back, a level runs its steps again, and
+        # each step saves its inputs then: K levels hold K times the states of one level's steps.
         loops = [op] if nest.levels == 1 else nest_scan(op, nest, rewriter)
         for loop in loops:
             checkpoint = checkpoint_body(loop.regions[0].block)

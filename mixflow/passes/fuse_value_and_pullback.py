@@ -23,6 +23,7 @@ from mixflow.compiler.ir.dialects.remarks import move_remarks
 
 def find_primal(op: VjpOp) -> PrimalOp | None:
     """The operation in the same block that gives the value of what `op` pulls back through."""
+    # Of f's inputs any would do; the last belongs to the point, so few operations read it.
     inputs = op.operands[: op.point_stop]
     for use in inputs[-1].uses:
         other = use.operation
@@ -80,6 +81,8 @@ class FusePattern(RewritePattern):
         needed = None if primal is None else cotangent_slice(op, primal)
         if primal is None or needed is None:
             return
+        # `v = f(x); w = g(c); x̄ = pull(w)`: w is computed first, so that v and x̄ can be one. Where
+        # w depends on v (`pull(v * 0.5)`), two operations remain.
         for other in needed:
             other.detach()
             rewriter.insert(other, InsertPoint.before(primal))

@@ -53,6 +53,8 @@ def nest_scan(op: ScanOp, nest: Nest, rewriter: PatternRewriter) -> list[ScanOp]
     parts = parts_in_order(nest, backwards=op.params["reverse"])
     stop = op.num_consts + op.num_carry
     consts, carry = op.operands[: op.num_consts], op.operands[op.num_consts : stop]
+    # What the loop runs over is cut into the parts and reshaped to the levels: 6 steps as 2 × 3 read
+    # x[6, …] as x[2, 3, …], each level a dimension.
     xs = build_before(op, partial(_cut, parts), op.operands[stop:], rewriter)
     width = len(op.operands) - stop
     made: list[ScanOp] = []
@@ -93,6 +95,7 @@ def _nested(op: ScanOp, lengths: Lengths, operands: Sequence[SSAValue], step: Re
     last = body.block.last_op
     assert last is not None
     carry, ys = last.operands[: op.num_carry], last.operands[op.num_carry :]
+    # `unroll` is the user's wish for single steps, so the innermost loop gets it.
     unroll = min(op.params["unroll"], lengths[0]) if len(lengths) == 1 else 1
     params = {**op.params, "length": lengths[0], "unroll": unroll}
     return ScanOp.create(

@@ -55,6 +55,7 @@ class Target:
 def targets(function: FuncOp, activity: Activity) -> Iterator[Target]:
     """The bodies of all derivatives, and the function's own where it is differentiated."""
     for op in function.walk():
+        # A derivative that is differentiated again keeps values and their tangents: order 2.
         if isinstance(op, VjpOp):
             yield Target(op, op.body.block, 2 if op in activity.pullbacks else 1)
     if "differentiated" in function.attributes:
@@ -111,7 +112,10 @@ class SegmentLoss(ModulePass):
 
     def _segment(self, target: Target, activity: Activity) -> None:
         at = source_of(target)
+        # A jit would be one unit, however much it holds: `jax.nn.softmax` and every jnp function
+        # with a jit of its own is one.
         inline_jits(target.block)
+        # Loops first: what a loop saves for the way back decides where the block around it is cut.
         for op in list(target.block.ops):
             if isinstance(op, ScanOp) and is_loop_of_layers(op, activity):
                 self._checkpoint_layers(op, target.order, activity)
@@ -154,6 +158,7 @@ class Segmenter:
 
     def _checkpoint(self, ops: Sequence[Operation]) -> CheckpointOp:
         """Move operations that follow each other into a checkpoint, where the last one stood."""
+        # Only what is read outside of the segment comes out of it; all else is computed again.
         members = set(ops)
         results = [value for op in ops for value in op.results if _escapes(value, members)]
         block, successor = ops[-1].parent, ops[-1].next_op
