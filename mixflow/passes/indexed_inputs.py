@@ -40,8 +40,8 @@ def index_inputs(op: ScanOp, active: AbstractSet[SSAValue], rewriter: PatternRew
     whole = [x for x in xs if x not in active]
     if not whole:
         return op
-    # In place of x[i] for each step, the body is given i and all of x, and takes x[i] itself: when the
-    # loop's steps are cut or nested, nothing of x has to be copied.
+    # In place of x[i] for each step, the body is given i and all of x, and takes x[i] itself: when
+    # the loop's steps are cut or nested, nothing of x has to be copied.
     (positions,) = build_before(op, partial(_count, op.length), [], rewriter)
     _read_whole(op, [x not in active for x in xs], whole, rewriter)
     rest = [x for x in xs if x in active]

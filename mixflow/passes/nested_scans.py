@@ -53,8 +53,8 @@ def nest_scan(op: ScanOp, nest: Nest, rewriter: PatternRewriter) -> list[ScanOp]
     parts = parts_in_order(nest, backwards=op.params["reverse"])
     stop = op.num_consts + op.num_carry
     consts, carry = op.operands[: op.num_consts], op.operands[op.num_consts : stop]
-    # What the loop runs over is cut into the parts and reshaped to the levels: 6 steps as 2 × 3 read
-    # x[6, …] as x[2, 3, …], each level a dimension.
+    # What the loop runs over is cut into the parts and reshaped to the levels: 6 steps as 2 × 3
+    # read x[6, …] as x[2, 3, …], each level a dimension.
     xs = build_before(op, partial(_cut, parts), op.operands[stop:], rewriter)
     width = len(op.operands) - stop
     made: list[ScanOp] = []
