@@ -2,8 +2,8 @@
 
 A primitive without a row, a third party's included, gets the row `UNKNOWN`, which is on the safe
 side: its derivative is taken for suspect, it is taken for linear in nothing, and it runs as a call
-of its own. To add one, write its line below; `tests/compiler/test_primitives.py` lists what has
-none, and tries the derivatives that are said to be true.
+of its own. To add one, write its line below. `tests/compiler/rules/test_primitives.py` lists what
+has none, and tries the derivatives that are said to be true.
 """
 
 from __future__ import annotations
