@@ -9,6 +9,7 @@ has none, and tries the derivatives that are said to be true.
 from __future__ import annotations
 
 import enum
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +88,11 @@ class Row:
     layout: bool = False
     everywhere: bool = False
     whole: bool = False
+
+    def is_linear_in(self, positions: AbstractSet[int], count: int) -> bool:
+        """Whether it is linear in some of its `count` operands together, the others fixed."""
+        sets = (range(count)[one] if isinstance(one, slice) else one for one in self.linear)
+        return any(positions <= set(one) for one in sets)
 
     @property
     def is_elementwise(self) -> bool:

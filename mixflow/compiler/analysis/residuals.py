@@ -128,11 +128,7 @@ def _of_leaf(op: jx.LeafOp, active: AbstractSet[SSAValue]) -> set[SSAValue]:
 def _is_linear(op: jx.LeafOp, row: Row) -> bool:
     """Whether it is linear in all floating-point operands together: only indices are read."""
     inexact = {position for position, one in enumerate(op.operands) if is_inexact(aval_of(one))}
-    positions = range(len(op.operands))
-    return any(
-        inexact <= set(positions[chosen] if isinstance(chosen, slice) else chosen)
-        for chosen in row.linear
-    )
+    return row.is_linear_in(inexact, len(op.operands))
 
 
 def is_read_backward(value: SSAValue, active: AbstractSet[SSAValue]) -> bool:

@@ -144,12 +144,9 @@ def _is_linear(eqn: Any) -> bool:
     """Whether its tangent needs none of its operands."""
     if not any(is_inexact(var.aval) for var in eqn.outvars):
         return True
-    positions = range(len(eqn.invars))
-    read = {position for position in positions if not isinstance(eqn.invars[position], Literal)}
-    return any(
-        read <= set(positions[operands] if isinstance(operands, slice) else operands)
-        for operands in row_of(eqn).linear
-    )
+    inputs = enumerate(eqn.invars)
+    read = {position for position, atom in inputs if not isinstance(atom, Literal)}
+    return row_of(eqn).is_linear_in(read, len(eqn.invars))
 
 
 def _as_equation(eqns: list[Any], inputs: list[Any], outputs: list[Any]) -> Any:

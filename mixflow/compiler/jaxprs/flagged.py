@@ -49,13 +49,13 @@ def has_forward_mode(jaxpr: Any) -> bool:
     """Whether JAX can push each equation forward that kept the flags' form, at any depth."""
     if jax.__version_info__ >= (0, 12):
         return True
-    kinds = (type(eqn.params.get("_prim")).__name__ for eqn in equations_in(jaxpr))
-    return not any(kind in ("CustomVJPTraced", "VmapOf") for kind in kinds)
+    names = map(jax_compat.primitive_name, equations_in(jaxpr))
+    return not any(name in ("CustomVJPTraced", "VmapOf") for name in names)
 
 
 def _without_flags(eqn: Any) -> list[Any]:
     rule = eqn.params.get("_prim")
-    match type(rule).__name__:
+    match jax_compat.primitive_name(eqn):
         case "RematTraced":
             return [_checkpoint(eqn, rule)]
         case "CheckpointName" | "CheckpointNameFwd":

@@ -159,7 +159,9 @@ def why_not_linear(eqn: Any) -> str | None:
 
 
 def optimizes_remat(eqn: Any) -> bool:
-    """Whether a custom rule was given with `optimize_remat`."""
+    """Whether a custom rule was given with `optimize_remat`, as a custom_vjp's alone can be."""
+    if eqn.primitive.name != "custom_vjp_call":
+        return False
     try:
         return _holds_remat_opt(rule_program(eqn))
     except Exception:  # the rule is the user's: whatever it raises
