@@ -45,21 +45,44 @@ test-flags: setup setup-latest ## the same with the flags that JAX will make its
 	$(FLAGS) $(call pytest,$(VENV)) $(INSIDES)
 	$(FLAGS) $(call pytest,$(VENV_LATEST)) $(INSIDES)
 
-# cosmic-ray changes the file while it works, so it is given a copy of the tree.
+# cosmic-ray changes the file while it works, so it is given a copy of the tree. `X | Y` is a type
+# nearly everywhere, and types are not run.
 MODULE := mixflow/passes/canonicalize.py
 TESTS := tests/passes/test_canonicalize.py
+SAMPLE := 1000
 MUTANTS := $(or $(TMPDIR),/tmp)/mixflow-mutants
 
-mutants: setup ## break the lines of MODULE=FILE one by one, and list what TESTS=FILES let pass
-	$(VENV)/bin/python -m pip install --quiet '.[mutants]'
+define MUTANTS_CONFIG
+[cosmic-ray]
+module-path = "$(MODULE)"
+timeout = 600.0
+excluded-modules = []
+test-command = "$(abspath $(VENV))/bin/python -m pytest -x -q -n0 -p no:cacheprovider $(TESTS)"
+[cosmic-ray.distributor]
+name = "local"
+[cosmic-ray.filters.operators-filter]
+exclude-operators = ["core/ReplaceBinaryOperator_BitOr_.*", "core/RemoveDecorator"]
+endef
+export MUTANTS_CONFIG
+
+define DRAW_MUTANTS
+import sqlite3
+with sqlite3.connect("session.sqlite") as session:
+    drawn = "SELECT job_id FROM work_items ORDER BY random() LIMIT $(SAMPLE)"
+    session.execute(f"CREATE TEMP TABLE drawn AS {drawn}")
+    for table in ("mutation_specs", "work_results", "work_items"):
+        session.execute(f"DELETE FROM {table} WHERE job_id NOT IN drawn")
+endef
+export DRAW_MUTANTS
+
+mutants: setup ## break lines of MODULE=FILE or folder, SAMPLE=N of them, and list what TESTS=FILES let pass
+	$(VENV)/bin/python -m pip install --quiet -e '.[mutants]'
 	rm -rf $(MUTANTS) && git clone --quiet . $(MUTANTS)
-	printf '[cosmic-ray]\nmodule-path = "%s"\ntimeout = 600.0\nexcluded-modules = []\n' $(MODULE) \
-	  > $(MUTANTS)/session.toml
-	printf 'test-command = "%s -m pytest -x -q -p no:cacheprovider %s"\n' \
-	  $(abspath $(VENV))/bin/python '$(TESTS)' >> $(MUTANTS)/session.toml
-	printf '[cosmic-ray.distributor]\nname = "local"\n' >> $(MUTANTS)/session.toml
+	echo "$$MUTANTS_CONFIG" > $(MUTANTS)/session.toml
 	cd $(MUTANTS) && export PYTHONPATH=$$PWD JAX_PLATFORMS=cpu && \
 	  $(abspath $(VENV))/bin/cosmic-ray init session.toml session.sqlite && \
+	  $(abspath $(VENV))/bin/cr-filter-operators session.sqlite session.toml && \
+	  $(abspath $(VENV))/bin/python -c "$$DRAW_MUTANTS" && \
 	  $(abspath $(VENV))/bin/cosmic-ray exec session.toml session.sqlite && \
 	  $(abspath $(VENV))/bin/cr-report --surviving-only --show-diff session.sqlite
 

@@ -13,18 +13,19 @@ import click
 
 from benchmarks.budgets import budgets
 from benchmarks.compare import Comparison
+from benchmarks.compiling import compiling_page, compiling_plot, sized
 from benchmarks.estimates import complaints, estimates, examples, reference_programs
 from benchmarks.files import require_plots, say
 from benchmarks.fuzz.command import fuzz_command
 from benchmarks.jax_tests.command import jax_tests_command
-from benchmarks.machine import versions
-from benchmarks.overhead import overhead
+from benchmarks.machine import machine, versions
+from benchmarks.overhead import names, overhead
 from benchmarks.programs import COMPARED, NAMES, is_program
-from benchmarks.reference import TASKS, Size
+from benchmarks.reference import TASKS
 from benchmarks.report import reports, write
 from benchmarks.scale.command import scale_command
 from benchmarks.sizes import sizes
-from benchmarks.tables import budgets_page, estimates_page
+from benchmarks.tables import budgets_page, estimates_page, overhead_page
 from benchmarks.zoo.command import loops_command, zoo_command
 from mixflow.files import replacing
 
@@ -32,14 +33,6 @@ from mixflow.files import replacing
 @click.group(context_settings={"show_default": True})
 def main() -> None:
     """Measure mixflow."""
-
-
-@main.command("overhead")
-@click.option("--layers", default=Size.layers)
-@click.option("--repeats", default=3)
-def overhead_command(layers: int, repeats: int) -> None:
-    """Trace-and-lower time of the reference program, plain JAX and mixflow."""
-    click.echo(json.dumps(overhead(Size(layers=layers), repeats), indent=2))
 
 
 def _programs(_: Any, option: Any, text: str | None) -> tuple[str, ...] | None:
@@ -144,6 +137,42 @@ def estimates_command(
         _write(page, estimates_page(report))
     click.echo(json.dumps(report, indent=2))
     sys.exit(bool(report["complaints"]))
+
+
+@main.command("overhead")
+@click.argument("programs", nargs=-1, type=click.Choice(names()))
+@_page_option
+def overhead_command(programs: tuple[str, ...], page: Path | None) -> None:
+    """CPU seconds before XLA and with it, plain JAX's and mixflow's; by default of all programs."""
+    report: dict[str, Any] = {"versions": versions(), "machine": machine(), "rows": []}
+    for row in overhead(programs or names()):
+        say(f"{row['program']}: {row['ratios']['before_xla_s']:.2f}")
+        report["rows"].append(row)
+        _write(page, overhead_page(report))
+    click.echo(json.dumps(report, indent=2))
+
+
+@main.command("compile")
+@click.option("--largest", type=_COUNT, help="Leave larger sizes out.")
+@click.option(
+    "--out",
+    "folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Also write compile.json, a table and a picture to this folder, after each program.",
+)
+def compile_command(largest: int | None, folder: Path | None) -> None:
+    """CPU seconds to compile programs whose code is repeated, against how often it is."""
+    report: dict[str, Any] = {"versions": versions(), "machine": machine(), "rows": []}
+    for row in overhead(sized(largest)):
+        say(f"{row['program']}: {row['ratios']['whole_s']:.2f}")
+        report["rows"].append(row)
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            _write(folder / "compile.json", json.dumps(report, indent=2))
+            _write(folder / "compile.md", compiling_page(report))
+            with replacing(folder / "compile.png") as file:
+                file.write(compiling_plot(report["rows"]))
+    click.echo(json.dumps(report, indent=2))
 
 
 def _write(page: Path | None, text: str) -> None:

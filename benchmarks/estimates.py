@@ -55,9 +55,9 @@ def reference_programs(sizes: list[Size], task: str) -> Iterator[Subject]:
         yield Subject(name, jax.value_and_grad(meta_loss(size, task)), arguments(size, task))
 
 
-def examples(folder: Path) -> Iterator[Subject]:
+def examples(folder: Path, pattern: str = "*.py") -> Iterator[Subject]:
     """The entries of the models in a folder, by name."""
-    for path in sorted(folder.glob("*.py")):
+    for path in sorted(folder.glob(pattern)):
         for entry in load_entries(str(path)):
             args = entry.examples or ()
             gradient, _ = measured_target(entry.fun, args, {}, entry.options.jit)

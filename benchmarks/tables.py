@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable
 from typing import Any
 
@@ -114,7 +115,7 @@ def estimates_page(report: dict[str, Any]) -> str:
     ratios = [row["ratio"] for row in report["rows"]]
     spread = f"ratios from {min(ratios):.2f} to {max(ratios):.2f}"
     remarks = [spread, *report["complaints"]]
-    return _titled("Estimates of temporaries", report, heads, rows, remarks)
+    return titled("Estimates of temporaries", report, heads, rows, remarks)
 
 
 def budgets_page(report: dict[str, Any]) -> str:
@@ -133,7 +134,47 @@ def budgets_page(report: dict[str, Any]) -> str:
     over = [f"{row['size']}: over its budget" for row in report["rows"] if not row["within"]]
     kept = f"{len(rows) - len(over)} of {len(rows)} keep their budget"
     title = f"Budgets on the reference program: {report['task'].replace('_', ' ')}"
-    return _titled(title, report, heads, rows, [kept, *over])
+    return titled(title, report, heads, rows, [kept, *over])
+
+
+def overhead_page(report: dict[str, Any]) -> str:
+    """CPU seconds before XLA and with it, and resident memory before it, of both, with ratios."""
+    figures = {
+        "before_xla_s": ("before XLA (s)", 1.0, ".1f"),
+        "whole_s": ("with XLA (s)", 1.0, ".1f"),
+        "resident_bytes": ("resident before XLA (MB)", 1e6, ".0f"),
+    }
+    heads, rows = compared(report["rows"], figures)
+    ratios = [
+        [row["ratios"][name] for row in report["rows"]] for name in ("before_xla_s", "whole_s")
+    ]
+    worst = [f"at most {max(found):.2f}, median {statistics.median(found):.2f}" for found in ratios]
+    remarks = [f"before XLA: {worst[0]}", f"with XLA: {worst[1]}"]
+    return titled("What mixflow adds before a program runs", report, heads, rows, remarks)
+
+
+def compared(
+    rows: list[Row], figures: dict[str, tuple[str, float, str]]
+) -> tuple[list[str], list[list[str]]]:
+    """The heads and the cells of plain JAX's and mixflow's figures, with their ratios.
+
+    Arguments:
+        rows: as `benchmarks.overhead.overhead` yields them.
+        figures: for each a title, a unit and a format.
+    """
+
+    def cells(row: Row, name: str) -> list[str]:
+        _, unit, form = figures[name]
+        both = [format(row[how][name] / unit, form) for how in ("plain", "mixflow")]
+        return [*both, format(row["ratios"][name], ".2f")]
+
+    heads = ["program"]
+    for title, *_ in figures.values():
+        heads += [f"JAX, {title}", "mixflow", "ratio"]
+    lines = [
+        [row["program"], *(cell for name in figures for cell in cells(row, name))] for row in rows
+    ]
+    return heads, lines
 
 
 def markdown_table(heads: list[str], rows: list[list[str]]) -> str:
@@ -142,13 +183,14 @@ def markdown_table(heads: list[str], rows: list[list[str]]) -> str:
     return "\n".join(map(_line, [heads, aligned, *rows]))
 
 
-def _titled(
+def titled(
     title: str,
     report: dict[str, Any],
     heads: list[str],
     rows: list[list[str]],
     remarks: list[str],
 ) -> str:
+    """A page with a heading, what it was measured with, a table, and remarks."""
     versions = report["versions"]
     line = f"JAX {versions['jax']}, Python {versions['python']}, mixflow {versions['mixflow']}."
     parts = [f"# {title}", line, markdown_table(heads, rows)]

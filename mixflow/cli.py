@@ -8,12 +8,12 @@ from dataclasses import fields
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.table import Table
 from xdsl.passes import ModulePass, get_pass_option_infos
 
 from mixflow.commands.bench import bench
 from mixflow.commands.diff import diff
+from mixflow.commands.output import console
 from mixflow.commands.progress import progress
 from mixflow.commands.run import run
 from mixflow.commands.snapshot import snapshot
@@ -77,7 +77,7 @@ def optimize(
             if out is not None:
                 _write(reports[-1], entry, out, exported_for)
         if style == "text":
-            _print_report(reports[-1])
+            console().print(render(reports[-1]), soft_wrap=True)
     if style == "json":
         click.echo(json.dumps([report.to_dict() for report in reports], indent=2))
 
@@ -93,11 +93,6 @@ def _write(report: Report, entry: CompiledFunction, out: Path, platforms: tuple[
         raise InputError(f"--out: cannot write to {folder}: {error.strerror}") from error
 
 
-def _print_report(report: Report) -> None:
-    console = Console() if sys.stdout.isatty() else Console(width=120)
-    console.print(render(report), soft_wrap=True)
-
-
 cli.add_command(run)
 cli.add_command(bench)
 cli.add_command(snapshot)
@@ -111,10 +106,10 @@ def passes() -> None:
     for name, cls in PASSES.items():
         options = ", ".join(f"{o.name}={o.default_value}" for o in get_pass_option_infos(cls))
         table.add_row(name, _summary(cls), options if fields(cls) else "none")
-    console = Console() if sys.stdout.isatty() else Console(width=120)
-    console.print(table)
-    console.print("default: what the planner chooses of these for each program; one of each is")
-    console.print(DEFAULT_PIPELINE, soft_wrap=True)
+    out = console()
+    out.print(table)
+    out.print("default: what the planner chooses of these for each program; one of each is")
+    out.print(DEFAULT_PIPELINE, soft_wrap=True)
 
 
 def _summary(cls: type[ModulePass]) -> str:
@@ -133,7 +128,8 @@ def main(argv: list[str] | None = None) -> None:
     except Exception as error:
         if "--debug" in args:
             raise
-        _fail(_describe(error), _exit_code(error))
+        failed = isinstance(error, (BudgetError, VerificationError))
+        _fail(_describe(error), _FAILED if failed else _WRONG_INPUT)
     else:
         sys.exit(code if isinstance(code, int) else 0)
 
@@ -141,10 +137,6 @@ def main(argv: list[str] | None = None) -> None:
 def _describe(error: Exception) -> str:
     hint = "" if isinstance(error, MixflowError) else " (mixflowc --debug shows the traceback)"
     return f"{reason(error)}{hint}"
-
-
-def _exit_code(error: Exception) -> int:
-    return _FAILED if isinstance(error, (BudgetError, VerificationError)) else _WRONG_INPUT
 
 
 def _fail(message: str, code: int) -> None:

@@ -49,7 +49,14 @@ def flags() -> Iterator[tuple[str, ...]]:
         jax.config.update(name, value)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--every", type=int, default=1, help="run every so many-th test, where time is short"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items[:] = items[:: config.getoption("--every")]
     if not jax.config.jax_remat3:
         return
     for item in items:

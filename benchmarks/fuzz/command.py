@@ -30,7 +30,7 @@ def fuzz_command(seconds: float, seed: int, program: int | None, shrink_seconds:
 
     Each program has a number, which is printed: --seed goes on from there. A program that fails is
     shrunk to a short one that fails alike and runs alone. Each is run under a plan drawn at random,
-    and one in four under the planner's as well; one operation at a time, and one in 32 by XLA as a
+    and one in eight under the planner's as well; one operation at a time, and one in 32 by XLA as a
     whole.
     """
     fast = FAST_COMPILER.get(jax.__version__[:4], "--xla_backend_optimization_level=0")

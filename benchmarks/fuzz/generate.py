@@ -123,7 +123,7 @@ def _meta(
         *UPDATES[update].splitlines(),
         f"return {carry}, {log}",
     ]
-    steps = rng.choice((2, 2, 3))
+    steps = rng.choice((2, 3, 3))  # three can be rolled
     xs = f"jnp.stack([{', '.join(f'{x}' for x in ('x', 'x.T', 'x + 0.2')[:steps])}])"
     body = [
         *_start(rng, loss),

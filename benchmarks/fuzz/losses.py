@@ -40,6 +40,8 @@ BLOCKS = {
     "scan, unroll": "lax.scan(lambda h, c: ($f(h + c), None), h, $layers, unroll=2)[0]",
     "checkpointed layers": "lax.scan(jax.checkpoint(lambda h, w: ($f(h @ w), None)), h,"
     " jnp.stack([w, w.T]))[0]",
+    "unrolled": "functools.reduce(lambda h, c: jnp.tanh($f(h) @ w) * c + 0.1 * jnp.sin(h * c),"
+    " list($layers) * 2, h)",
     "map": "lax.map($f, jnp.stack([h, h * $c])).sum(0)",
     "vmap": "jax.vmap($f)(jnp.stack([h, h.T])).mean(0)",
     "vmap of columns": "jax.vmap(lambda r: $f(h * r).sum(0), in_axes=1, out_axes=1)(h)",

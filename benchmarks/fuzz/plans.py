@@ -5,8 +5,8 @@ from __future__ import annotations
 from random import Random
 
 from mixflow.passes import DEFAULT_PIPELINE, PASSES
+from mixflow.planner.pipeline import PREPARE, ROLLED
 
-PREPARE = "canonicalize,cse,fuse-value-and-pullback,canonicalize"
 RULES = tuple(n for n in ("forward-over-reverse", "reverse-over-forward") if n in PASSES)
 """The passes that choose a derivative rule for a gradient."""
 
@@ -20,7 +20,7 @@ def draw_plan(seed: int) -> str:
     """A pipeline: always a derivative rule, the other passes by chance, in mixflow's order."""
     rng = Random(~seed)  # another stream than the program's
     left_out = rng.choice((None, None, *RULES[:-1]))  # where there are two, sometimes the first
-    names = [PREPARE] if rng.random() < 0.9 else []
+    names = [rng.choice((PREPARE, ROLLED))] if rng.random() < 0.9 else []
     for name in _rewrites():
         if name != left_out and (name in RULES or rng.random() < 0.5):
             names.append(name + rng.choice(OPTIONS.get(name, ("",))))
@@ -29,6 +29,6 @@ def draw_plan(seed: int) -> str:
 
 def _rewrites() -> list[str]:
     """What stands behind the preparation in the default pipeline, and the second rule."""
-    names = [*DEFAULT_PIPELINE.removeprefix(f"{PREPARE},").split(",")]
+    names = [*DEFAULT_PIPELINE.removeprefix(f"{ROLLED},").split(",")]
     behind = [name for name in names[names.index("forward-over-reverse") :] if name not in RULES]
     return [*names[: names.index("forward-over-reverse")], *RULES, *behind]

@@ -22,7 +22,7 @@ FORGET_EVERY = 100
 """After so many programs JAX forgets what it compiled: it would take gigabytes."""
 
 
-PLANNED_EVERY = 4
+PLANNED_EVERY = 8
 """The planner is asked for one program in so many: it takes as long as all the rest."""
 
 COMPILED_EVERY = 32

@@ -142,7 +142,7 @@ def _cause(rewrites: list[Figures]) -> str:
     texts = [one["text"] for one in rewrites]
     if any("each level" in text for text in texts):
         return ", as the steps run forward once more for each level"
-    return ", as segments run again" if any("run again from" in text for text in texts) else ""
+    return ", as segments are rerun" if any("rerun from" in text for text in texts) else ""
 
 
 def _details(row: Figures) -> str:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 
+from mixflow.commands.output import console
 from mixflow.commands.progress import progress
 from mixflow.errors import InputError
 from mixflow.files import replacing
@@ -55,7 +54,7 @@ def bench(
     for entry in entries:
         done.append(bench_entry(entry, how, progress))
         if style == "text":
-            _print(done[-1])
+            console().print(render(done[-1]), soft_wrap=True)
         if profile is not None:
             _write_profile(profile_entry(done[-1], progress), profile)
     if style == "json":
@@ -70,11 +69,6 @@ def _check(folder: Path, entries: list[Entry]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--profile: cannot make the folder {folder}: {error.strerror}") from error
-
-
-def _print(bench: Bench) -> None:
-    console = Console() if sys.stdout.isatty() else Console(width=120)
-    console.print(render(bench), soft_wrap=True)
 
 
 def _write_profile(found: dict[str, Any], folder: Path) -> None:

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
+from rich.console import Console
 
 from mixflow.errors import InputError
 from mixflow.files import replacing
+
+WIDTH_OF_FILES = 120
+"""Columns where there is no terminal: a report's tables fit, and two runs can be compared."""
+
+
+def console() -> Console:
+    """Standard output, in the terminal's width or, in a pipe or file, in a fixed one."""
+    return Console() if sys.stdout.isatty() else Console(width=WIDTH_OF_FILES)
 
 
 def checked_out(out: Path | None) -> None:

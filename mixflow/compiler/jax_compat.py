@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import CodeType, FunctionType
@@ -25,13 +25,14 @@ from jax._src import core as _core
 from jax._src import linear_util as _linear_util
 from jax._src import shard_map as _shard_map
 from jax._src import source_info_util as _source_info_util
+from jax._src import util as _util
 from jax._src.interpreters import ad as _ad
 from jax._src.interpreters import batching as _batching
 from jax._src.interpreters import partial_eval as _partial_eval
 from jax._src.interpreters import remat as _remat
-from jax.extend.core import JaxprEqn, set_current_trace
+from jax.extend.core import DebugInfo, JaxprEqn, set_current_trace
 from jax.extend.core.primitives import remat_p
-from jax.tree_util import tree_unflatten
+from jax.tree_util import PyTreeDef, tree_unflatten
 
 VJP_OF_JAX: Callable[..., Any] = _api.vjp
 """JAX's own `jax.vjp`, from before the hook was installed."""
@@ -351,19 +352,53 @@ def custom_rule(params: dict[str, Any]) -> Callable[..., Any] | None:
     chain is followed through wrappers that are recognised by their code object; the first
     function that is no such wrapper is the rule. Anything unexpected gives None.
     """
-    return _unwrapped(params.get("jvp_jaxpr_fun"))
+    *_, rule = _layers(params.get("jvp_jaxpr_fun"))
+    return rule if callable(rule) else None
 
 
-def _unwrapped(rule: Any) -> Callable[..., Any] | None:
+def rule_parts(rule: Any) -> tuple[Any, tuple[Any, ...]]:
+    """A custom rule in an equation: its function, and how it is called.
+
+    JAX wraps the function anew for each call. What the wrappers hold beside it is how arguments are
+    flattened, the values of `nondiff_argnums`, and what they write into, which is left out.
+
+    Why private: see `custom_rule`.
+    """
+    *wrappers, function = _layers(rule)
+    transforms = (one for layer in wrappers for one in getattr(layer, "transforms", ()))
+    return function, tuple((by, *map(_setting, values)) for by, values in transforms)
+
+
+def _setting(value: Any) -> Any:
+    """What a wrapper of a rule holds, as a key."""
+    if isinstance(value, tuple):
+        return tuple(map(_setting, value))
+    if type(value) in (_util.Hashable, _util.Unhashable):  # an argument of `nondiff_argnums`
+        return type(value.val), repr(value.val) if np.isscalar(value.val) else id(value.val)
+    if isinstance(value, PyTreeDef):  # equal ones may hold 0.0 and -0.0
+        return value, str(value)
+    if isinstance(value, DebugInfo) or _is_store(value):
+        return None
+    return value
+
+
+def _is_store(value: Any) -> bool:
+    """Whether a wrapper writes there what a rule returns."""
+    if not isinstance(value, FunctionType) or not value.__module__.startswith("jax."):
+        return False
+    return value.__qualname__ == "transformation_with_aux2.<locals>.<lambda>"
+
+
+def _layers(rule: Any) -> Iterator[Any]:
+    """JAX's wrappers of a rule, the outermost first, and the rule."""
     while True:
+        yield rule
         if isinstance(rule, _linear_util.WrappedFun):
             rule = rule.f
             continue
-        if not isinstance(rule, FunctionType):
-            return rule if callable(rule) else None
-        inner = _wrapped_variable(rule.__code__)
+        inner = _wrapped_variable(rule.__code__) if isinstance(rule, FunctionType) else None
         if inner is None:
-            return rule
+            return
         cells = dict(zip(rule.__code__.co_freevars, rule.__closure__ or (), strict=True))
         rule = cells[inner].cell_contents
 
@@ -404,7 +439,7 @@ def rule_name(params: dict[str, Any]) -> tuple[str, str]:
     """
     described = params["call_jaxpr"].debug_info.func_src_info or "<unknown>"
     name, _, place = described.partition(" at ")
-    inner = _unwrapped(params.get("fwd_jaxpr_thunk")) if name == "wrapped_fun" else None
+    *_, inner = _layers(params.get("fwd_jaxpr_thunk")) if name == "wrapped_fun" else (None,)
     if not isinstance(inner, FunctionType):
         return name, place
     return inner.__name__, f"{inner.__code__.co_filename}:{inner.__code__.co_firstlineno}"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jax.extend.core import Literal
@@ -52,6 +52,7 @@ class Row:
         true: whether its derivative rules give the derivative of what it computes, so that second
             derivatives by them are symmetric ("true", "finite", "none").
         finite: whether its derivatives are finite wherever its value is ("finite", "none").
+        flat: whether its derivative is zero, or there is none ("none"): it reads nothing.
         once: operands in which JAX has no second derivative of it, or none at all ("once=…").
         linear: sets of operands. In those of one set together it is linear, the others fixed:
             `sub` is linear in both operands together ("all"), `mul` in each of them alone
@@ -75,6 +76,7 @@ class Row:
 
     true: bool = False
     finite: bool = False
+    flat: bool = False
     once: tuple[int, ...] = ()
     linear: tuple[Operands, ...] = ()
     work: Work = Work.CALL
@@ -316,6 +318,7 @@ def _row(derivative: str, linear: str, work: str, *also: str) -> Row:
     return Row(
         true=true,
         finite=kind in ("finite", "none"),
+        flat=kind == "none",
         once=tuple(map(int, once.split(","))) if once else (),
         linear=() if linear == "-" else tuple(map(_operands, linear.split("|"))),
         work=Work(work),
@@ -348,6 +351,7 @@ PROGRAM_OF = {
 
 _SQUARE = Row(true=True)
 _OVER_A_CONSTANT = _row("finite", "0", "costly", "library")
+_POLYNOMIAL = replace(TABLE["integer_pow"], finite=True)
 
 
 def row_by_name(equation: Any) -> Row:
@@ -368,10 +372,8 @@ def row_of(equation: Any) -> Row:
     name = primitive_name(equation)
     if name == "div" and isinstance(equation.invars[1], Literal) and equation.invars[1].val != 0:
         return _OVER_A_CONSTANT
-    if name in ("svd", "qr") and not any(_is_complex(var.aval) for var in equation.invars):
+    if name in ("svd", "qr") and not any(var.aval.dtype.kind == "c" for var in equation.invars):
         return _SQUARE
+    if name == "integer_pow" and equation.params["y"] >= 0:
+        return _POLYNOMIAL
     return row_by_name(equation)
-
-
-def _is_complex(aval: Any) -> bool:
-    return aval.dtype.kind == "c"

@@ -13,6 +13,7 @@ from mixflow.passes.fuse_value_and_pullback import FuseValueAndPullback
 from mixflow.passes.keep_first_products import KeepFirstProducts
 from mixflow.passes.peel_inactive_step import PeelInactiveStep
 from mixflow.passes.reverse_over_forward import ReverseOverForward
+from mixflow.passes.roll_repeated_blocks import RollRepeatedBlocks
 from mixflow.passes.save_inner_gradients import SaveInnerGradients
 from mixflow.passes.segment_loss import SegmentLoss
 
@@ -22,6 +23,7 @@ PASSES: dict[str, type[ModulePass]] = {
         Canonicalize,
         CommonSubexpressionElimination,
         DeadCodeElimination,
+        RollRepeatedBlocks,
         FuseValueAndPullback,
         PeelInactiveStep,
         ForwardOverReverse,
@@ -40,7 +42,7 @@ OF_XDSL = {
 """What xDSL's passes do; mixflow's say it in their docstrings."""
 
 DEFAULT_PIPELINE = (
-    "canonicalize,cse,fuse-value-and-pullback,canonicalize,"
+    "canonicalize,roll-repeated-blocks,cse,fuse-value-and-pullback,canonicalize,"
     "peel-inactive-step,forward-over-reverse,reverse-over-forward,checkpoint-inner-loop,"
     "save-inner-gradients,keep-first-products,segment-loss"
 )

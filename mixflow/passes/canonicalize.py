@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from xdsl.context import Context
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.dialects.func import FuncOp
-from xdsl.ir import Operation
 from xdsl.passes import ModulePass
 from xdsl.pattern_rewriter import (
     GreedyRewritePatternApplier,
@@ -32,7 +31,8 @@ class InlineJitAroundDerivative(RewritePattern):
 
     @op_type_rewrite_pattern
     def match_and_rewrite(self, op: jx.JitOp, rewriter: PatternRewriter) -> None:
-        if _holds_derivative(op) and is_inlinable(op):
+        has_derivative = any(isinstance(inner, mf.DerivativeOp) for inner in op.walk())
+        if has_derivative and is_inlinable(op):
             inline_body(op, rewriter)
 
 
@@ -58,10 +58,6 @@ def _constants_would_be_lost(op: jx.JitOp) -> bool:
     """Only a whole function and a derivative's function may carry arrays of their own."""
     carries = any(isinstance(inner, jx.ConstantOp) for inner in op.regions[0].block.ops)
     return carries and not isinstance(op.parent_op(), (FuncOp, mf.DerivativeOp))
-
-
-def _holds_derivative(op: Operation) -> bool:
-    return any(isinstance(inner, mf.DerivativeOp) for inner in op.walk())
 
 
 class DropUnusedValue(RewritePattern):

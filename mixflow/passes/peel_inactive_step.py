@@ -33,7 +33,7 @@ from mixflow.passes.indexed_inputs import index_inputs
 from mixflow.passes.nested_scans import stacked_type
 
 LESS = "the first of {} steps stands before the loop: no cotangent comes back to its state"
-ALONE = "the one step stands outside of its loop, which XLA would open, and keeps its inputs"
+ALONE = "the one step stands outside of its loop, which XLA would open, and saves its inputs"
 
 
 def gains_from_peeling(op: ScanOp, active: set[SSAValue]) -> bool:
@@ -85,7 +85,7 @@ class Peel(RewritePattern):
         step, rest = _peel(op, rewriter)
         rewrote(next(_gradients(step)), PeelInactiveStep.name, what, op.source)
         if not first:
-            # Nothing in it has a derivative that is differentiated: it need not run again.
+            # Nothing in it has a derivative that is differentiated: it need not be rerun.
             inline_body(step, rewriter)
         if rest is not None:
             self._mark(rest)
@@ -125,7 +125,7 @@ def _points(op: Operation) -> set[SSAValue]:
 
 
 def _step(op: ScanOp, operands: Sequence[SSAValue]) -> CheckpointOp:
-    """A copy of a loop's step that keeps its inputs only, as `checkpoint-inner-loop` has it."""
+    """A copy of a loop's step that saves its inputs only, as `checkpoint-inner-loop` has it."""
     body = op.regions[0].clone()
     yielded = body.block.last_op
     assert yielded is not None

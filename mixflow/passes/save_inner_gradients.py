@@ -1,4 +1,4 @@
-"""A checkpointed step saves its inner gradients, so that recomputing it does not run L again."""
+"""A checkpointed step saves its inner gradients, so that rerunning it does not compute L twice."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class SaveGradients(RewritePattern):
     def _needed(self, op: VjpOp, levels: int) -> list[SSAValue]:
         """The gradients whose value somebody asks for after the first forward pass.
 
-        A level that runs its steps again needs every one, to get at the later states.
+        A level that reruns its steps needs every one, to get at the later states.
         """
         gradients = [value for value in op.gradients if is_inexact(aval_of(value))]
         if levels > 1:
@@ -106,10 +106,10 @@ def _name(gradient: SSAValue, op: VjpOp, rewriter: PatternRewriter) -> None:
 
 @dataclass(frozen=True)
 class SaveInnerGradients(ModulePass):
-    """A checkpointed step keeps its inner gradients, and does not compute them twice.
+    """A checkpointed step saves its inner gradients, and does not compute them twice.
 
     Where the backward pass reads no gradient, as in plain gradient descent at a fixed rate, there
-    is nothing to keep. Source: Kemaev et al. (ICML 2025, arXiv 2505.00793).
+    is nothing to save. Source: Kemaev et al. (ICML 2025, arXiv 2505.00793).
     """
 
     name = "save-inner-gradients"

@@ -1,4 +1,4 @@
-"""Differentiated straight-line code is cut into segments, which are run again going back."""
+"""Differentiated straight-line code is cut into segments, which are rerun going back."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Target:
 def targets(function: FuncOp, activity: Activity) -> Iterator[Target]:
     """The bodies of all derivatives, and the function's own where it is differentiated."""
     for op in function.walk():
-        # A derivative that is differentiated again keeps values and their tangents: order 2.
+        # A derivative that is differentiated again saves values and their tangents: order 2.
         if isinstance(op, VjpOp):
             yield Target(op, op.body.block, 2 if op in activity.pullbacks else 1)
     if "differentiated" in function.attributes:
@@ -77,7 +77,7 @@ def inline_jits(block: Block) -> None:
 
 
 def is_loop_of_layers(op: Operation, activity: Activity) -> bool:
-    """Whether an operation is a differentiated loop whose steps keep more than they are given."""
+    """Whether an operation is a differentiated loop whose steps save more than they are given."""
     if not isinstance(op, ScanOp) or is_pinned(op):
         return False
     if not any(result in activity.values for result in op.results):
@@ -91,8 +91,8 @@ class SegmentLoss(ModulePass):
     """Cut differentiated straight-line code at its narrow places, and checkpoint the segments.
 
     Arguments:
-        slack: bytes that a region may take beyond the least, for less that is run again.
-        rerun: how much of a region may be run again for less memory, in forward passes.
+        slack: bytes that a region may take beyond the least, for less that is rerun.
+        rerun: how much of a region may be rerun for less memory, in forward passes.
 
     Source: Chen et al., "Training Deep Nets with Sublinear Memory Cost" (2016, arXiv 1604.06174);
     the schedule is that of `mixflow.compiler.analysis.schedule`.
@@ -126,16 +126,16 @@ class SegmentLoss(ModulePass):
         if runs:
             which = "1 segment is" if runs == 1 else f"{runs} segments are"
             given = "it is" if runs == 1 else "they are"
-            rewrote(target.op, self.name, f"{which} run again from what {given} given", at)
+            rewrote(target.op, self.name, f"{which} rerun from what {given} given", at)
 
     def _checkpoint_layers(self, op: ScanOp, order: int, activity: Activity) -> None:
-        """The body of a loop over layers keeps its inputs, and is cut like any other block."""
+        """The body of a loop over layers saves its inputs, and is cut like any other block."""
         body = op.regions[0].block
         if order * number_of(op.length) * residual_bytes(body, activity.values) <= self.slack:
             return
         self._segment(Target(op, body, order), activity)
         checkpoint_body(body).made_by = StringAttr(self.name)
-        rewrote(op, self.name, f"each of the {op.length} steps keeps its inputs, and runs again")
+        rewrote(op, self.name, f"each of the {op.length} steps saves its inputs, and is rerun")
 
 
 class Segmenter:
@@ -144,7 +144,8 @@ class Segmenter:
     def __init__(self, line: Line, active: AbstractSet[SSAValue]) -> None:
         self._line = line
         self._active = active
-        self._born = {value for unit in line.units for op in unit for value in _unpinned(op)}
+        ops = [op for unit in line.units for op in unit if not is_pinned(op)]
+        self._born = {value for op in ops for value in op.results}
 
     def wrap(self, schedule: Schedule) -> list[Operation]:
         """The operations of a schedule's units, its nested runs each in a checkpoint."""
@@ -160,7 +161,8 @@ class Segmenter:
         """Move operations that follow each other into a checkpoint, where the last one stood."""
         # Only what is read outside of the segment comes out of it; all else is computed again.
         members = set(ops)
-        results = [value for op in ops for value in op.results if _escapes(value, members)]
+        made = [value for op in ops for value in op.results]
+        results = [v for v in made if any(use.operation not in members for use in v.uses)]
         block, successor = ops[-1].parent, ops[-1].next_op
         assert block is not None
         assert successor is not None
@@ -211,11 +213,6 @@ def read_alone(block: Block, args: AbstractSet[SSAValue]) -> set[SSAValue]:
     return found
 
 
-def _unpinned(op: Operation) -> Sequence[SSAValue]:
-    """What an operation makes, if it can be run again."""
-    return () if is_pinned(op) else op.results
-
-
 class _Body:
     """The block of a checkpoint that is being filled."""
 
@@ -254,7 +251,3 @@ class _Body:
         self.block.add_op(copy)
         made: dict[SSAValue, SSAValue] = dict(zip(owner.results, copy.results, strict=True))
         return made[value]
-
-
-def _escapes(value: SSAValue, members: set[Operation]) -> bool:
-    return any(use.operation not in members for use in value.uses)

@@ -5,14 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from xdsl.dialects.builtin import ModuleOp
+from xdsl.ir import Operation
 
 from mixflow.compiler.analysis.activity import find_activity
-from mixflow.compiler.analysis.residuals import total_size
+from mixflow.compiler.analysis.residuals import residual_bytes, total_size
 from mixflow.compiler.derivative.differentiand import Rule
-from mixflow.compiler.ir.dialects.jaxpr import ScanOp
+from mixflow.compiler.ir.dialects.jaxpr import CheckpointOp, ScanOp
 from mixflow.compiler.ir.emitter import main_function
 from mixflow.compiler.jaxprs.sizes import number_of
-from mixflow.passes.checkpoint_inner_loop import is_inner_loop
+from mixflow.passes.checkpoint_inner_loop import (
+    are_left_to_user,
+    is_inner_loop,
+    users_checkpoints,
+    users_steps,
+)
 from mixflow.passes.keep_first_products import first_products
 from mixflow.passes.peel_inactive_step import gains_from_peeling
 
@@ -27,20 +33,28 @@ class Facts:
     Arguments:
         steps: of the longest inner loop; 0 without one.
         state_bytes: what the inner loops' steps are given, for all of their steps together.
+        residual_bytes: what the forward passes of the gradients that are differentiated again save
+            for their backward passes, all steps together; without those in a checkpoint of the
+            user's, which are rerun one by one.
+        gradients: how many gradients are taken that are differentiated again, in all steps.
         nested: whether a gradient is differentiated again.
         symmetric: whether that may be forward over reverse.
         transposed: whether one that may not be can be reverse over forward.
         peelable: whether the first step of an inner loop is better off alone.
         distributed: whether a loss begins with products of parameters that lie on several devices.
+        checkpointed: whether the user has put gradient steps in a `jax.checkpoint`.
     """
 
     steps: int
     state_bytes: int
+    residual_bytes: int
+    gradients: int
     nested: bool
     symmetric: bool
     transposed: bool = False
     peelable: bool = False
     distributed: bool = False
+    checkpointed: bool = False
 
     @property
     def rewritable(self) -> bool:
@@ -48,23 +62,33 @@ class Facts:
         return self.symmetric or self.transposed
 
 
-def facts_of(module: ModuleOp | None, *, peeling: bool) -> Facts:
+def facts_of(module: ModuleOp | None, *, peeling: bool, respect: bool = False) -> Facts:
     """The facts of a program.
 
     Arguments:
         module: with every gradient marked that either rule is allowed for; None for a program
             that the IR does not hold.
         peeling: whether a step that stands before its loop can be checkpointed.
+        respect: whether steps that the user has checkpointed are to stay as they are.
     """
     if module is None:
-        return Facts(0, 0, nested=False, symmetric=False)
+        return Facts(
+            steps=0, state_bytes=0, residual_bytes=0, gradients=0, nested=False, symmetric=False
+        )
     activity = find_activity(main_function(module))
     loops = [op for op in activity.loops if is_inner_loop(op)]
-    steps = max(map(_steps, loops), default=0)
+    ours = [op for op in loops if not are_left_to_user(users_steps(op), respect=respect)]
+    steps = max(map(_steps, ours), default=0)
     rules = {Rule(op.rule.data) for op in activity.pullbacks if op.rule is not None}
     return Facts(
-        steps,
-        sum(number_of(op.length) * _carried(op) for op in loops),
+        steps=steps,
+        state_bytes=sum(number_of(op.length) * _carried(op) for op in ours),
+        residual_bytes=sum(
+            _times(op) * residual_bytes(op.body.block, activity.values)
+            for op in activity.pullbacks
+            if not _is_rerun(op)
+        ),
+        gradients=sum(map(_times, activity.pullbacks)),
         nested=bool(activity.pullbacks),
         symmetric=Rule.SYMMETRIC in rules,
         transposed=Rule.TRANSPOSED in rules,
@@ -72,12 +96,27 @@ def facts_of(module: ModuleOp | None, *, peeling: bool) -> Facts:
         and steps <= MOST_PEELED
         and any(gains_from_peeling(op, activity.values) for op in loops),
         distributed=any(any(first_products(op)) for op in activity.pullbacks),
+        checkpointed=any(any(users_checkpoints(op)) for op in loops),
     )
 
 
 def _steps(op: ScanOp) -> int:
     """The length of a loop that can be nested: 1 where jax.export has left it open."""
     return op.length if isinstance(op.params["length"], int) else 1
+
+
+def _times(op: Operation) -> int:
+    """How often an operation runs, by the lengths of the loops around it."""
+    around = op.parent_op()
+    if around is None:
+        return 1
+    return _times(around) * (number_of(around.length) if isinstance(around, ScanOp) else 1)
+
+
+def _is_rerun(op: Operation) -> bool:
+    """Whether an operation stands in a checkpoint, at any depth."""
+    around = op.parent_op()
+    return around is not None and (isinstance(around, CheckpointOp) or _is_rerun(around))
 
 
 def _carried(op: ScanOp) -> int:

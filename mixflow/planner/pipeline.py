@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 from jax.extend.core import ClosedJaxpr, jaxprs_in_params
 from xdsl.context import Context
@@ -16,12 +17,21 @@ from xdsl.utils.exceptions import ArgSpecParseError
 from mixflow.compiler.capture.capture import Captured
 from mixflow.compiler.ir.dialects.jaxpr import Jaxpr, LeafOp
 from mixflow.compiler.ir.dialects.mixflow import Mixflow
-from mixflow.compiler.ir.dialects.remarks import DECLINED, Remark, collect_remarks
+from mixflow.compiler.ir.dialects.remarks import DECLINED, Remark, collect_remarks, has_remark
 from mixflow.compiler.ir.emitter import emit_jaxpr
 from mixflow.compiler.ir.importer import UnsupportedProgram, import_jaxpr
+from mixflow.compiler.jaxprs.sharing import with_shared_code
 from mixflow.compiler.jaxprs.subprograms import holds_derivative
 from mixflow.errors import InputError
 from mixflow.passes import PASSES
+from mixflow.passes.roll_repeated_blocks import RollRepeatedBlocks
+
+PREPARE = "canonicalize,cse,fuse-value-and-pullback,canonicalize"
+"""What every plan begins with."""
+
+ROLLED = "canonicalize,roll-repeated-blocks,cse,fuse-value-and-pullback,canonicalize"
+"""And where code is repeated. It is rolled before `cse`, which would leave what all of the equal
+pieces make to the first of them alone."""
 
 
 @dataclass(frozen=True)
@@ -82,29 +92,90 @@ def context() -> Context:
     return ctx
 
 
-def optimise(captured: Captured, pipeline: PassPipeline, *, differentiated: bool) -> Optimised:
-    """Run a pipeline over a captured program.
+class Program:
+    """A captured program, over which pipelines are run.
+
+    Those of a planner all begin with `PREPARE` or `ROLLED`: these passes are run once, and the
+    others go on with a copy of what they left.
 
     Arguments:
         captured: the program, its derivatives symbolic.
-        pipeline: the passes, in order.
         differentiated: whether somebody may differentiate the program from outside.
     """
-    missed = tuple(Remark(one.stage, DECLINED, one.why, one.at) for one in captured.declines)
-    try:
-        module = import_jaxpr(
-            captured.jaxpr, differentiated=differentiated, with_effects=captured.with_effects
+
+    def __init__(self, captured: Captured, *, differentiated: bool) -> None:
+        self._captured = captured
+        self._differentiated = differentiated
+        self._begun: dict[str, ModuleOp] = {}
+
+    def optimised(self, pipeline: PassPipeline) -> Optimised:
+        """The program after the passes of a pipeline, in order."""
+        try:
+            module = self._after(pipeline.passes)
+        except UnsupportedProgram as reason:
+            refusal = Remark("import", DECLINED, str(reason), "<unknown>")
+            return Optimised(self._captured.jaxpr, None, (), (*_missed(self._captured), refusal))
+        module.verify()
+        return _emitted(self._captured, module)
+
+    @cached_property
+    def repeats(self) -> bool:
+        """Whether code is repeated, and rolling it pays."""
+        try:
+            module = self._prepared(ROLLED)
+        except UnsupportedProgram:
+            return False
+        if any(has_remark(op, RollRepeatedBlocks.name) for op in module.walk()):
+            return True
+        self._begun.setdefault(PREPARE, module)  # without a loop the two do the same
+        return False
+
+    def _after(self, passes: tuple[ModulePass, ...]) -> ModuleOp:
+        for text in (PREPARE, ROLLED):
+            first = parse_passes(text).passes
+            if passes[: len(first)] == first:
+                return _run(passes[len(first) :], self._prepared(text).clone())
+        return _run(passes, self._imported())
+
+    def _prepared(self, passes: str) -> ModuleOp:
+        if passes not in self._begun:
+            self._begun[passes] = _run(parse_passes(passes).passes, self._imported())
+        return self._begun[passes]
+
+    def _imported(self) -> ModuleOp:
+        return import_jaxpr(
+            self._captured.jaxpr,
+            differentiated=self._differentiated,
+            with_effects=self._captured.with_effects,
         )
-    except UnsupportedProgram as reason:
-        refusal = Remark("import", DECLINED, str(reason), "<unknown>")
-        return Optimised(captured.jaxpr, None, (), (*missed, refusal))
-    pipeline.apply(context(), module)
-    module.verify()
+
+
+def _run(passes: tuple[ModulePass, ...], module: ModuleOp) -> ModuleOp:
+    PassPipeline(passes).apply(context(), module)
+    return module
+
+
+def optimise(captured: Captured, pipeline: PassPipeline, *, differentiated: bool) -> Optimised:
+    """Run one pipeline over a captured program; for several, see `Program`.
+
+    Arguments:
+        captured, differentiated: as for `Program`.
+        pipeline: the passes, in order.
+    """
+    return Program(captured, differentiated=differentiated).optimised(pipeline)
+
+
+def _missed(captured: Captured) -> tuple[Remark, ...]:
+    return tuple(Remark(one.stage, DECLINED, one.why, one.at) for one in captured.declines)
+
+
+def _emitted(captured: Captured, module: ModuleOp) -> Optimised:
     remarks = list(collect_remarks(module))
-    missed += tuple(_unseen_derivatives(module))
+    missed = (*_missed(captured), *_unseen_derivatives(module))
     rewrites = tuple(remark for remark in remarks if remark.kind != DECLINED)
     declines = tuple(remark for remark in remarks if remark.kind == DECLINED)
-    return Optimised(emit_jaxpr(module, captured.jaxpr), module, rewrites, (*missed, *declines))
+    jaxpr = with_shared_code(emit_jaxpr(module, captured.jaxpr))
+    return Optimised(jaxpr, module, rewrites, (*missed, *declines))
 
 
 def _unseen_derivatives(module: ModuleOp) -> Iterator[Remark]:

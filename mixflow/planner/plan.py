@@ -6,9 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mixflow.planner.pipeline import Optimised
+from mixflow.planner.pipeline import PREPARE, ROLLED, Optimised
 
-PREPARE = "canonicalize,cse,fuse-value-and-pullback,canonicalize"
 SLOWEST = 1.35
 """Without a budget, plans that take longer than this times the fastest one's time are left out."""
 
@@ -17,26 +16,43 @@ ALIKE = 1.01
 
 
 @dataclass(frozen=True)
+class Wishes:
+    """What the user wants of any plan.
+
+    Arguments:
+        respect: their own checkpoints are to stay as they are.
+        roll: code that is repeated may become loops.
+    """
+
+    respect: bool = False
+    roll: bool = True
+
+
+@dataclass(frozen=True)
 class Plan:
     """The choices for one program.
 
     Arguments:
         fused: values are computed with their gradients, as plain JAX does, if nothing else is done.
+        rolled: code that is repeated becomes loops.
         peeled: the first step stands before its loop, where less of it is differentiated.
         symmetric: forward over reverse, where that is sound.
         transposed: reverse over forward where that is not, and this is.
         levels: how deep inner loops are nested in checkpoints; 0 for not at all.
+        respect: whether steps that the user has checkpointed are left out of that.
         gradients: whether inner gradients are saved.
         products: whether first products of parameters on several devices are saved, too.
         slack: bytes that a segmented region may take beyond the least; None for no segments.
-        rerun: how much of a region may be run again for less memory, in forward passes.
+        rerun: how much of a region may be rerun for less memory, in forward passes.
     """
 
     fused: bool = False
+    rolled: bool = False
     peeled: bool = False
     symmetric: bool = False
     transposed: bool = False
     levels: int = 0
+    respect: bool = False
     gradients: bool = False
     products: bool = False
     slack: int | None = None
@@ -57,7 +73,7 @@ class Plan:
         """The pipeline, as `mixflow.compile(passes=...)` takes it."""
         if self in (Plan(), Plan(fused=True)):
             return "fuse-value-and-pullback" if self.fused else ""
-        found = [PREPARE]
+        found = [ROLLED if self.rolled else PREPARE]
         if self.peeled:
             found.append("peel-inactive-step")
         if self.symmetric:
@@ -65,7 +81,8 @@ class Plan:
         if self.transposed:
             found.append("reverse-over-forward")
         if self.levels:
-            found.append(f"checkpoint-inner-loop{{levels={self.levels}}}")
+            respect = " respect=true" if self.respect else ""
+            found.append(f"checkpoint-inner-loop{{levels={self.levels}{respect}}}")
         if self.gradients:
             found.append("save-inner-gradients")
         if self.products and not self.repeats:

@@ -26,12 +26,15 @@ from mixflow.compiler.jaxprs.subprograms import holds_derivative
 from mixflow.compiler.memory.liveness import peak_memory
 from mixflow.planner.device import Device
 from mixflow.planner.facts import Facts, facts_of
-from mixflow.planner.pipeline import Optimised, optimise, parse_passes
-from mixflow.planner.plan import PREPARE, SLOWEST, Candidate, Plan, balanced
+from mixflow.planner.pipeline import PREPARE, Optimised, Program, optimise, parse_passes
+from mixflow.planner.plan import SLOWEST, Candidate, Plan, Wishes, balanced, score
 
 FEW_STEPS = 4
 """Of so few steps, peeling one saves a quarter of the second derivatives or more: it is done
 without asking what memory that takes."""
+
+NO_SLOWER = 1.02
+"""What a plan may take of the time of a program with checkpoints of the user's, who has chosen."""
 
 FAR_BELOW = 0.4
 """Forward over reverse alone does not get so far below the memory of a checkpointed step."""
@@ -40,6 +43,16 @@ STATES = 4
 """A loop is nested deeper while the states that it saves are more than one in so many bytes of all.
 A level takes up to 1.3 times the time, so it has to save an eighth of the bytes (`plan.score`), and
 it leaves half of the states or less: half of a quarter is an eighth."""
+
+SAVED_AT_LEAST = 1 / 4
+"""Plain JAX takes at least so much of what the forward passes through the inner losses save, as the
+IR counts it. XLA computes some of that again in its fusions, and where a condition stops gradients
+(`examples/truncated.py`) it saves that of some steps alone: 0.28 of it. All other examples take 1.3
+times as much or more."""
+
+RERUN_AT_MOST = 3 / 4
+"""Plain JAX takes at least so much of the time of any plan: a plan that checkpoints each step runs
+it a second time, one pass of four."""
 
 WELL_BEATEN = 0.8
 """A plan with at most so much of a checkpointed step's score beats plain JAX as well. That step
@@ -55,6 +68,7 @@ class Planner:
         device: where it is to run.
         sharded: whether several devices have parts of its arguments.
         loss: whether it is a meta-loss: a scalar, or a scalar with auxiliary data.
+        wishes: the user's.
     """
 
     def __init__(
@@ -65,28 +79,41 @@ class Planner:
         device: Device,
         sharded: bool = False,
         loss: bool = False,
+        wishes: Wishes | None = None,
     ) -> None:
         self._captured = captured
+        self._program = Program(captured, differentiated=differentiated)
         self._differentiated = differentiated
         self._device = device
         self._sharded = sharded
         self._loss = loss
+        self._wishes = wishes or Wishes()
         self._costed: dict[Plan, Candidate] = {}
 
     def optimised(self, plan: Plan) -> Optimised:
         """The program after a plan's passes."""
-        pipeline = parse_passes(plan.passes)
-        return optimise(self._captured, pipeline, differentiated=self._differentiated)
+        return self._program.optimised(parse_passes(plan.passes))
 
     @cached_property
     def _probe(self) -> Optimised:
         """The program with every gradient marked that may be, for what there is to plan."""
-        return self.optimised(Plan(symmetric=True, transposed=True))
+        return self.optimised(Plan(rolled=self._rolled, symmetric=True, transposed=True))
+
+    @cached_property
+    def _rolled(self) -> bool:
+        """Whether there is code to be rolled. Every plan does it then, but the program as it is.
+
+        Not where arguments are in parts on several devices: they would exchange more than parts to
+        stack some up.
+        """
+        may_roll = self._wishes.roll and not self._sharded
+        return may_roll and self._plain.fused and self._program.repeats
 
     @cached_property
     def facts(self) -> Facts:
         """What there is to plan."""
-        return facts_of(self._probe.module, peeling=self._device.keeps_barriers)
+        peeling = self._device.keeps_barriers
+        return facts_of(self._probe.module, peeling=peeling, respect=self._wishes.respect)
 
     def candidate(self, plan: Plan) -> Candidate:
         """A plan with its costs."""
@@ -147,7 +174,7 @@ class Planner:
 
     @property
     def _balanced(self) -> Candidate:
-        candidates = self._preferred(self.considered)
+        candidates = self._bargains(self._preferred(self.considered))
         best = candidates[balanced([one.figures for one in candidates])]
         return _simplest(best, candidates)
 
@@ -159,6 +186,17 @@ class Planner:
         if not self._sharded or not self.facts.rewritable:
             return candidates
         return [one for one in candidates if not one.plan.repeats] or candidates
+
+    def _bargains(self, candidates: list[Candidate]) -> list[Candidate]:
+        """Of plans for a program that the user has checkpointed, those that are no worse."""
+        if not self.facts.checkpointed:
+            return candidates
+        theirs = self.candidate(self._plain)
+        return [
+            one
+            for one in candidates
+            if one.total_bytes <= theirs.total_bytes and one.seconds <= NO_SLOWER * theirs.seconds
+        ] or [theirs]
 
     def front(self, budget: int | None = None) -> list[Candidate]:
         """The plans that no other one beats in both memory and time, the best first."""
@@ -187,6 +225,9 @@ class Planner:
         if self.facts.nested:
             self.candidate(self._rewritten)
         self.candidate(self._plain)
+        if self.facts.rewritable and self._device.keeps_barriers:
+            # What least memory takes: the gradients of all steps may be more than all the rest.
+            self.candidate(replace(self._rewritten, gradients=False, products=False, slack=0))
         self._explore_loop(deep=True)
         if self._balanced.plan.products:
             self.candidate(replace(self._balanced.plan, products=False))
@@ -198,8 +239,10 @@ class Planner:
 
     @property
     def _step(self) -> Plan:
-        """A checkpointed step, and nothing else."""
-        return Plan(levels=1 if self.facts.steps else 0)
+        """A checkpointed step, and nothing else; what JAX does, where there is no step."""
+        if not self.facts.steps:
+            return self._plain
+        return Plan(rolled=self._rolled, levels=1, respect=self._wishes.respect)
 
     @property
     def _rewritten(self) -> Plan:
@@ -208,6 +251,7 @@ class Planner:
         step = replace(self._step, peeled=facts.peelable and facts.steps <= FEW_STEPS)
         if not facts.rewritable:
             return step
+        step = replace(step, rolled=self._rolled)
         return replace(self._mixed(step), gradients=facts.steps > 0, products=facts.distributed)
 
     def _mixed(self, plan: Plan) -> Plan:
@@ -226,11 +270,7 @@ class Planner:
             deep: also where the level before was not the best of both.
         """
         levels, kinds = 1, {False, self.facts.rewritable}
-        while (
-            kinds
-            and self.facts.steps
-            and self._state_bytes(levels) > self._balanced.total_bytes / STATES
-        ):
+        while kinds and self._states_are_much(levels):
             levels += 1
             if self._state_bytes(levels) == self._state_bytes(levels - 1):
                 return  # as deep as it goes: most of what is left are states, and not segments'
@@ -240,7 +280,7 @@ class Planner:
             if self._balanced is best and not deep:
                 break
         if levels > 1 and self._device.keeps_barriers:
-            # What the loop holds has changed, and with it what segments are worth.
+            # What the loop saves has changed, and with it what segments are worth.
             other = 0 if self._balanced.plan.slack is None else None
             self.candidate(replace(self._balanced.plan, slack=other))
             if self._balanced.plan.slack == 0:
@@ -259,6 +299,8 @@ class Planner:
     def _state_bytes(self, levels: int) -> float:
         """Bytes of the states that the inner loop saves at once, nested so deep."""
         steps = self.facts.steps
+        if not steps:
+            return 0.0
         return self.facts.state_bytes / steps * choose_nest(steps, levels).states
 
     def _states_are_much(self, levels: int) -> bool:
@@ -268,9 +310,12 @@ class Planner:
     def _plain_may_be_best(self) -> bool:
         """Not where a checkpointed step, at most a third slower than plain, is well beaten.
 
-        But plain JAX may keep less of a step than the state that it is given.
+        But plain JAX may save less of a step than the state that it is given.
         """
-        step, best = self._costed.get(Plan(levels=1)), self._balanced
+        step, best = self._costed.get(self._step), self._balanced
+        least = SAVED_AT_LEAST * self.facts.residual_bytes
+        if score(least, RERUN_AT_MOST * best.seconds) > best.score:
+            return False
         if step is None or self._states_are_much(max(best.plan.levels, 1)):
             return True
         return best.score > WELL_BEATEN * step.score
@@ -303,9 +348,12 @@ class Planner:
             )
         if chosen.plan != self._plain:
             return
-        others = [one for one in self.considered if one is not chosen]
-        if not others:
+        if not self.facts.nested:
             yield "no gradient is differentiated again: the program is left as it is"
+            return
+        others = [one for one in self.considered if one is not chosen and one.optimised.rewrites]
+        if not others:
+            yield "no pass finds anything to do: the program is left as it is"
             return
         nearest = min(others, key=lambda one: one.score)
         yield (

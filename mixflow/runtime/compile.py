@@ -21,13 +21,15 @@ def compile(fun: Callable[..., Any], **options: Any) -> CompiledFunction: ...
 def compile(**options: Any) -> Callable[[Callable[..., Any]], CompiledFunction]: ...
 
 
-def compile(
+def compile(  # noqa: PLR0913 - each is a keyword that a user writes
     fun: Callable[..., Any] | None = None,
     *,
     passes: str | None = None,
     memory_budget: str | float | None = None,
     autotune: bool = False,
     assume_symmetric: str | tuple[str, ...] | list[str] = (),
+    respect_checkpoints: bool = False,
+    roll: bool = True,
     verify: bool = False,
     **jit_options: Any,
 ) -> Any:
@@ -46,6 +48,10 @@ def compile(
         autotune: choose between the best plans by compiling and running each of them.
         assume_symmetric: "all", or names of functions whose custom derivative rules you vouch
             for as true derivatives (`docs/derivative-rule.md`).
+        respect_checkpoints: leave every `jax.checkpoint` of yours as it is. Without it, one around
+            an inner step that has no policy may be replaced by another choice of what to save.
+        roll: make loops of code that was unrolled in Python, where that pays: equal layers, equal
+            inner steps, equal tasks.
         verify: run the original as well on every call, and raise on a difference.
         jit_options: what `jax.jit` takes: `static_argnums`, `static_argnames`,
             `donate_argnums`, `in_shardings`, …
@@ -55,7 +61,7 @@ def compile(
 
     Raises:
         InputError: malformed `passes`, `memory_budget` or `assume_symmetric`, an unknown option,
-            no function.
+            `passes` with `respect_checkpoints` or `roll`, no function.
         BudgetError: from calls, where no plan needs so little memory.
         VerificationError: from calls, with `verify`.
 
@@ -66,8 +72,23 @@ def compile(
     if unknown:
         raise InputError(f"mixflow.compile takes no option {min(unknown)!r}, nor does jax.jit")
     compiler = jit_options.pop("compiler_options", None)
+    if passes is not None and respect_checkpoints:
+        raise InputError(
+            "respect_checkpoints is for the planner: with passes=, write "
+            "checkpoint-inner-loop{respect=true}"
+        )
+    if passes is not None and not roll:
+        raise InputError("roll is for the planner: in passes=, leave roll-repeated-blocks out")
     options = Options(
-        passes, memory_budget, autotune, _names(assume_symmetric), verify, jit_options, compiler
+        passes,
+        memory_budget,
+        autotune,
+        _names(assume_symmetric),
+        respect_checkpoints,
+        roll,
+        verify,
+        jit_options,
+        compiler,
     )
     if fun is None:
         return lambda fun: CompiledFunction(fun, options)

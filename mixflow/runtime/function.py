@@ -44,7 +44,7 @@ class CompiledFunction:
         self._options = options
         self._pipeline = None if options.passes is None else parse_passes(options.passes)
         self._budget = budget_bytes(options.memory_budget)
-        self._chooser = Chooser(self.__name__, self._budget, options.static)
+        self._chooser = Chooser(self.__name__, self._budget, options)
         self._signatures = Signatures(fun, options.static)
         self._arguments = Arguments(fun, options.static)
         self._tops: dict[Usage, Any] = {}

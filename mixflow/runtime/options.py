@@ -14,6 +14,8 @@ class Options:
     memory_budget: str | float | None = None
     autotune: bool = False
     assume_symmetric: str | tuple[str, ...] = ()
+    respect_checkpoints: bool = False
+    roll: bool = True
     verify: bool = False
     jit: dict[str, Any] = field(default_factory=dict)
     compiler: dict[str, Any] | None = None

@@ -12,14 +12,15 @@ from jax.tree_util import tree_leaves, tree_unflatten
 from mixflow.compiler.capture.capture import Captured
 from mixflow.compiler.ir.dialects.remarks import DECLINED, Remark
 from mixflow.compiler.jaxprs.sizes import OPEN_SIZE
-from mixflow.compiler.jaxprs.subprograms import nested_jaxprs
 from mixflow.errors import BudgetError
 from mixflow.planner.pipeline import Optimised, optimise, parse_passes
-from mixflow.planner.plan import Candidate, balanced
+from mixflow.planner.plan import Candidate, Wishes, balanced
 from mixflow.planner.search import Planner
 from mixflow.runtime.arguments import has_open_sizes
 from mixflow.runtime.backend import planning_device
+from mixflow.runtime.known_plans import Chosen, KnownPlans
 from mixflow.runtime.measure import Measurement, measure, total_bytes
+from mixflow.runtime.options import Options
 from mixflow.runtime.target import is_meta_loss
 from mixflow.units import format_bytes
 
@@ -34,19 +35,6 @@ _UNCONFIRMED = Remark(
 
 Jit = Callable[[str], Any]
 """Makes a jitted function of the program by a pipeline's text."""
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """The plan for a program.
-
-    Arguments:
-        passes: its pipeline.
-        declines: what the planner decided against.
-    """
-
-    passes: str
-    declines: tuple[Remark, ...]
 
 
 @dataclass(frozen=True)
@@ -85,27 +73,28 @@ class Chooser:
     Arguments:
         name: the function's, for errors.
         budget: bytes for arguments, results and temporaries, or None.
-        static: the jit options that say what of the arguments is static.
+        options: how the function is compiled.
     """
 
-    def __init__(self, name: str, budget: int | None, static: dict[str, Any]) -> None:
+    def __init__(self, name: str, budget: int | None, options: Options) -> None:
         self._name = name
         self._budget = budget
-        self._static = static
-        self._found: dict[Any, Chosen] = {}
+        self._options = options
+        settings = (options.assume_symmetric, options.respect_checkpoints, options.roll)
+        self._known = KnownPlans((budget, *settings))
 
     def optimised(self, captured: Captured, use: Usage) -> Optimised:
         """The program by its plan."""
-        key = _key(captured, use)
-        if key in self._found:
-            passes = parse_passes(self._found[key].passes)
-            result = optimise(captured, passes, differentiated=use.differentiated)
-        else:
-            planner = _planner(captured, use)
+        chosen = self._known.find(captured, use)
+        if chosen is None:
+            planner = self._planner(captured, use)
             best = planner.best(self._budget)[0]
-            self._choose(captured, use, planner, best)
+            chosen = self._choose(captured, use, planner, best)
+            self._known.store(captured, use, chosen)
             result = best.optimised
-        chosen = self._found[key]
+        else:
+            passes = parse_passes(chosen.passes)
+            result = optimise(captured, passes, differentiated=use.differentiated)
         declines = (*result.declines, *chosen.declines)
         return replace(result, passes=chosen.passes, declines=declines)
 
@@ -123,22 +112,27 @@ class Chooser:
             BudgetError: none is.
         """
         assert self._budget is not None
-        planner = _planner(captured, use)
 
-        def measured(candidate: Candidate) -> int:
-            return total_bytes(jit(candidate.plan.passes).lower(*args, **kwargs).compile())
+        def measured(passes: str) -> int:
+            return total_bytes(jit(passes).lower(*args, **kwargs).compile())
 
+        known = self._known.load(captured, use)
+        if known is not None and measured(known.passes) <= self._budget:
+            self._known.add(captured, use, known)
+            return
+        planner = self._planner(captured, use)
         budget, needed = self._budget, list[int]()
         if use.sharded:
             # Estimates are those of the whole program, and the budget is for each device.
             (reference,) = planner.best()
-            budget = int(budget * reference.total_bytes / measured(reference))
+            budget = int(budget * reference.total_bytes / measured(reference.plan.passes))
         for candidate in planner.best(budget):
-            needed.append(measured(candidate))
+            needed.append(measured(candidate.plan.passes))
             if needed[-1] <= self._budget:
-                self._choose(captured, use, planner, candidate)
+                chosen = self._choose(captured, use, planner, candidate)
+                self._known.store(captured, use, chosen)
                 return
-        raise over_budget(self._name, self._budget, min(needed))
+        raise self._over_budget(planner, min(needed))
 
     def autotune(
         self,
@@ -155,19 +149,17 @@ class Chooser:
         Raises:
             BudgetError: no plan is within the budget.
         """
-        planner = _planner(captured, use)
+        planner = self._planner(captured, use)
         front = planner.front(self._budget)[:_MOST_RUNS]
 
         def measured(candidate: Candidate) -> Measurement:
             jitted = jit(candidate.plan.passes)
-            return measure(jitted, args, kwargs, run=True, static=self._static).measurement
+            return measure(jitted, args, kwargs, run=True, static=self._options.static).measurement
 
         runs = [(measured(one), one) for one in front]
         within = [run for run in runs if self._budget is None or run[0].total_bytes <= self._budget]
         if not within:
-            raise over_budget(
-                self._name, self._budget or 0, min(run[0].total_bytes for run in runs)
-            )
+            raise self._over_budget(planner, min(run[0].total_bytes for run in runs))
         best = within[self._best([run[0] for run in within])][1]
         self._choose(captured, use, planner, best)
 
@@ -179,52 +171,39 @@ class Chooser:
 
     def _choose(
         self, captured: Captured, use: Usage, planner: Planner, candidate: Candidate
-    ) -> None:
+    ) -> Chosen:
         declines = planner.declines(candidate)
         if self._budget is not None and has_open_sizes(captured.jaxpr.in_avals):
             declines = (*declines, _UNCONFIRMED)
-        self._found[_key(captured, use)] = Chosen(candidate.plan.passes, declines)
+        chosen = Chosen(candidate.plan.passes, declines)
+        self._known.add(captured, use, chosen)
+        return chosen
 
-
-def over_budget(name: str, budget: int, least: int) -> BudgetError:
-    """The error for a budget that no plan is within."""
-    return BudgetError(
-        f"{name} is over the budget of {format_bytes(budget)}: the least that mixflow finds is "
-        f"{format_bytes(least)} of arguments, results and temporaries; smaller batches or fewer "
-        "steps would help"
-    )
-
-
-def _planner(captured: Captured, use: Usage) -> Planner:
-    device = planning_device(options_are_ours=not use.differentiated)
-    # On an explicit mesh types say it, to whoever calls.
-    sharded = use.sharded or any(map(_is_in_parts, captured.jaxpr.in_avals))
-    return Planner(
-        captured,
-        differentiated=use.differentiated,
-        device=device,
-        sharded=sharded,
-        loss=use.loss,
-    )
-
-
-def _is_in_parts(aval: Any) -> bool:
-    return any(aval.sharding.spec)
-
-
-def _key(captured: Captured, use: Usage) -> Any:
-    """Equal for programs that look alike; a plan is right for any program."""
-    return use, tuple(captured.jaxpr.in_avals), _outline(captured.jaxpr.jaxpr)
-
-
-def _outline(jaxpr: Any) -> tuple[Any, ...]:
-    """A program's operations with the types of their results, and how long its loops are."""
-    return tuple(
-        (
-            eqn.primitive,
-            eqn.params.get("length"),
-            tuple(var.aval for var in eqn.outvars),
-            tuple(map(_outline, nested_jaxprs(eqn))),
+    def _over_budget(self, planner: Planner, least: int) -> BudgetError:
+        """The error for a budget that no plan is within."""
+        helps = ["smaller batches"]
+        if planner.facts.gradients > 1:
+            helps.append("fewer steps")
+        if self._options.respect_checkpoints and planner.facts.checkpointed:
+            helps.append("respect_checkpoints=False")
+        *others, last = helps
+        advice = f"{', '.join(others)} or {last}" if others else last
+        return BudgetError(
+            f"{self._name} is over the budget of {format_bytes(self._budget or 0)}: the least that "
+            f"mixflow finds is {format_bytes(least)} of arguments, results and temporaries; "
+            f"{advice} would help"
         )
-        for eqn in jaxpr.eqns
-    )
+
+    def _planner(self, captured: Captured, use: Usage) -> Planner:
+        device = planning_device(options_are_ours=not use.differentiated)
+        avals: list[Any] = captured.jaxpr.in_avals
+        # On an explicit mesh types say it, to whoever calls.
+        sharded = use.sharded or any(any(aval.sharding.spec) for aval in avals)
+        return Planner(
+            captured,
+            differentiated=use.differentiated,
+            device=device,
+            sharded=sharded,
+            loss=use.loss,
+            wishes=Wishes(self._options.respect_checkpoints, self._options.roll),
+        )

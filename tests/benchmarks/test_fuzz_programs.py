@@ -16,7 +16,7 @@ from benchmarks.fuzz.stepped import run_stepped
 
 FIRST = 1000 * jax.__version_info__[1]
 CHUNK = 8
-CHUNKS = 12
+CHUNKS = 8
 
 
 @pytest.mark.parametrize("chunk", range(CHUNKS))

@@ -131,11 +131,11 @@ def test_what_is_no_better_says_so() -> None:
     slow["programs"]["mixflow"]["run_s"] = 1.0
     matched = "; with its memory as the budget: 1.00 of its memory, 1.00 of its time"
     assert verdict(slow) == f"0.50 of its memory, 10.00 of its time: **slower**{matched}"
-    text = "2 segments are run again from what they are given"
+    text = "2 segments are rerun from what they are given"
     slow["programs"]["mixflow"]["rewrites"] = [{"pass": "segment-loss", "at": "", "text": text}]
-    assert verdict(slow).endswith(f"**slower**, as segments run again{matched}")
+    assert verdict(slow).endswith(f"**slower**, as segments are rerun{matched}")
     slow["programs"][MATCHED]["failed"] = "killed"
-    assert verdict(slow).endswith("**slower**, as segments run again")
+    assert verdict(slow).endswith("**slower**, as segments are rerun")
     slow["programs"]["mixflow"]["failed"] = "killed"
     assert verdict(slow) == "not compared"
 

@@ -183,6 +183,45 @@ def test_an_unknown_rule_is_none(params: Any) -> None:
     assert jax_compat.custom_rule(params) is None
 
 
+def by_jvp(x: Any, power: Any) -> Any:
+    return x**power
+
+
+def by_vjp(x: Any, power: Any) -> Any:
+    return x**power
+
+
+by_jvp = jax.custom_jvp(by_jvp, nondiff_argnums=(1,))
+by_jvp.defjvp(lambda power, p, t: (p[0] ** power, power * t[0]))
+by_vjp = jax.custom_vjp(by_vjp, nondiff_argnums=(1,))
+by_vjp.defvjp(lambda x, power: (x**power, x), lambda power, x, g: (power * g,))
+
+
+@unflagged
+@pytest.mark.parametrize(
+    ("function", "names"),
+    [(by_jvp, ["jvp_jaxpr_fun"]), (by_vjp, ["fwd_jaxpr_thunk", "bwd"])],
+    ids=["jvp", "vjp"],
+)
+def test_a_rule_that_is_called_alike_has_the_same_parts(function: Any, names: list[str]) -> None:
+    def program(x: Any) -> Any:
+        return (
+            function(x, 2),
+            function(x, 2),
+            function(x, 3),
+            function(x, True),
+            function((x,)[0], 2),
+        )
+
+    for name in names:
+        first, *others = (
+            jax_compat.rule_parts(eqn.params[name])
+            for eqn in jax.make_jaxpr(program)(X).eqns
+            if name in eqn.params
+        )
+        assert [first == other for other in others] == [True, False, False, True]
+
+
 def test_a_callable_object_is_its_own_rule() -> None:
     class Rule:
         def __call__(self, primals: Any, tangents: Any) -> Any:

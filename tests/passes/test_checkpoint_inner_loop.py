@@ -1,6 +1,8 @@
-"""checkpoint-inner-loop: the step of an inner loop keeps its inputs only."""
+"""checkpoint-inner-loop: the step of an inner loop saves its inputs only."""
 
 from __future__ import annotations
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -96,14 +98,54 @@ def test_not_without_a_gradient_in_the_loop():
     assert "jaxpr.checkpoint" not in ir(f"{BEFORE},{NAME}", f, X)
 
 
+DOTS = functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable)
+
+
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit])
-def test_not_where_the_user_has_done_it(wrap):
-    f = jax.grad(looped(wrap(jax.checkpoint(step))))
+def test_not_where_the_user_has_done_it_with_a_policy(wrap):
+    f = jax.grad(looped(wrap(DOTS(step))))
     result = optimised(f"{BEFORE},{NAME}", f, X)
     assert str(result.module).count("jaxpr.checkpoint") == 1
     (decline,) = result.declines
     assert decline.by == NAME
     assert "jax.checkpoint of yours" in decline.text
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit])
+def test_in_the_place_of_the_users(wrap):
+    """As where there was none, so that gradients can be saved and steps nested."""
+    bare, by_hand = (jax.grad(looped(one)) for one in (step, wrap(jax.checkpoint(step))))
+    passes = f"{BEFORE},forward-over-reverse,{NAME},save-inner-gradients"
+    result = optimised(passes, by_hand, X)
+    assert str(result.module).count("jaxpr.checkpoint") == 1
+    assert any("in the place of your jax.checkpoint" in one.text for one in result.rewrites)
+    value, taken = run_and_measure(mixflow.compile(by_hand, passes=passes), X)
+    expected, least = run_and_measure(mixflow.compile(bare, passes=passes), X)
+    assert_close(value, jax.jit(bare)(X))
+    assert_close(value, expected)
+    assert taken == least
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit])
+def test_not_in_the_place_of_the_users_where_that_is_respected(wrap):
+    by_hand = jax.grad(looped(wrap(jax.checkpoint(step))))
+    passes = f"{BEFORE},forward-over-reverse,{NAME}{{levels=2 respect=true}}"
+    result = optimised(passes, by_hand, X)
+    assert str(result.module).count("jaxpr.checkpoint") == 1
+    (decline,) = (one for one in result.declines if one.by == NAME)
+    assert decline.text.endswith("and it is left to you")
+    assert_close(mixflow.compile(by_hand, passes=passes)(X), jax.jit(by_hand)(X))
+    bare = optimised(passes, jax.grad(looped(step)), X)
+    assert any(one.by == NAME for one in bare.rewrites)
+
+
+def test_not_in_the_place_of_one_with_a_policy_beside_one_without():
+    def body(theta, eta):
+        return DOTS(step)(jax.checkpoint(step)(theta, eta), eta)
+
+    result = optimised(f"{BEFORE},{NAME}", jax.grad(looped(body)), X)
+    assert not result.rewrites
+    assert_right(looped(body), X, passes=f"{BEFORE},{NAME}")
 
 
 def test_a_checkpoint_beside_the_gradient_does_not_count():

@@ -180,7 +180,7 @@ def test_the_inner_loop_takes_less_memory():
 
 @pytest.mark.parametrize("rule", [FOR, "reverse-over-forward"])
 def test_each_unrolled_step_runs_again_by_itself(rule):
-    """Without barriers, or where XLA takes cotangents out of them, all run again at once."""
+    """Without barriers, or where XLA takes cotangents out of them, all are rerun at once."""
 
     def memory(steps):
         return memory_of_unrolled_steps(jnp.tanh, rule, steps=steps, rows=512, layers=6)

@@ -156,8 +156,9 @@ def test_a_short_loop_stays_one(steps):
     assert f"each of the {steps} steps" in text
 
 
-def test_not_where_the_user_has_done_it():
-    result = optimised(levels(2), jax.grad(looped(jax.checkpoint(step), 12)), THETA)
+def test_not_where_the_user_has_done_it_with_a_policy():
+    by_hand = jax.checkpoint(step, policy=jax.checkpoint_policies.dots_saveable)
+    result = optimised(levels(2), jax.grad(looped(by_hand, 12)), THETA)
     assert str(result.module).count("jaxpr.scan") == 1
     assert "jax.checkpoint of yours" in result.declines[0].text
 

@@ -102,6 +102,16 @@ def test_what_is_harmless_stays() -> None:
     assert "exp(" not in first
 
 
+@pytest.mark.parametrize(
+    ("power", "rule"), [(2, "symmetric"), (3, "symmetric"), (-2, "transposed")]
+)
+def test_a_power_is_harmless_unless_it_divides(power: int, rule: str) -> None:
+    """`mean(x**2)` of a norm in a first layer is of the outer variable alone."""
+    f = jax.grad(meta(lambda eta: jnp.sum((eta + 1.0) ** power), "in a checkpoint"))
+    assert ir(BOTH, f, ETA).count(f"[{rule} rule]") == 1
+    assert_close(mixflow.compile(f, passes=BOTH)(ETA), jax.jit(f)(ETA))
+
+
 @pytest.mark.parametrize("power", [1.5, 2.0])
 def test_an_infinite_second_derivative_of_auxiliary_data(power: float) -> None:
     """At 0, |x| ** 1.5 has a first derivative and no second one: plain JAX takes the first."""

@@ -95,8 +95,9 @@ def test_not_without_a_checkpoint():
     assert_nothing_saved(f"{without},{NAME}", jax.grad(looped(learned)))
 
 
-def test_not_in_a_checkpoint_of_the_user():
-    assert_nothing_saved(f"{BEFORE},{NAME}", jax.grad(looped(jax.checkpoint(learned))))
+def test_not_in_a_checkpoint_of_the_user_with_a_policy():
+    by_hand = jax.checkpoint(learned, policy=jax.checkpoint_policies.dots_saveable)
+    assert_nothing_saved(f"{BEFORE},{NAME}", jax.grad(looped(by_hand)))
 
 
 def test_not_in_a_checkpoint_of_another_pass():
@@ -268,7 +269,7 @@ def test_the_numbers_stay_in_nested_loops():
         inner = jax.lax.scan(lambda t, _: (step(t, eta), None), theta, None, length=2)[0]
         return step(inner, eta)
 
-    # The inner steps are run again with the outer one, which asks for their gradients.
+    # The inner steps are rerun with the outer one, which asks for their gradients.
     assert ir(f"{BEFORE},{NAME}", jax.grad(looped(body)), X).count("mixflow.name ") == 1
     assert_right(looped(body), X)
 

@@ -1,4 +1,4 @@
-"""segment-loss: differentiated straight-line code runs again in segments."""
+"""segment-loss: differentiated straight-line code is rerun in segments."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def scanned_args(**sizes):
 
 def test_an_inner_loss_and_the_outer_objective_are_cut():
     text = ir(f"{BEFORE},{NAME}", jax.grad(deep_meta_loss), *deep_args())
-    assert text.count("segments are run again from what they are given") == 2
+    assert text.count("segments are rerun from what they are given") == 2
     assert text.count("jaxpr.checkpoint inline") >= 6
 
 
@@ -104,7 +104,7 @@ def test_a_loop_over_layers_has_a_checkpointed_body():
         ir(f"{BEFORE},{NAME}", jax.grad(scanned_meta_loss), *scanned_args()),
         """
         CHECK: mixflow.vjp [symmetric rule]
-        CHECK: jaxpr.scan 6 steps{{.*}}each of the 6 steps keeps its inputs, and runs again
+        CHECK: jaxpr.scan 6 steps{{.*}}each of the 6 steps saves its inputs, and is rerun
         CHECK-NEXT: ^bb0
         CHECK-NEXT: jaxpr.checkpoint(
         """,

@@ -17,9 +17,10 @@ def deep_loss(theta, eta, x):
     return jnp.mean(jax.nn.sigmoid(eta) * jnp.sum((deep(theta, x) - 1.0) ** 2, 1))
 
 
-def momentum_meta_loss(eta, theta, xs):
-    """The loss after steps with momentum, whose rate is learned too."""
+def momentum_meta_loss(eta, theta, xs, around=lambda step: step):
+    """The loss after steps with momentum, whose rate is learned too; `around` wraps the step."""
 
+    @around
     def step(carry, x):
         theta, velocity = carry
         gradient = jax.grad(deep_loss)(theta, eta["weights"], x)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import pytest
-from support import assert_close
+from support import assert_close, captures
 
 import mixflow
 from mixflow.passes import DEFAULT_PIPELINE, PASSES
-from mixflow.planner.pipeline import parse_passes
+from mixflow.passes.canonicalize import Canonicalize
+from mixflow.planner.pipeline import PREPARE, Program, optimise, parse_passes
 
 X = jnp.array([0.5, -1.5, 2.0])
 
@@ -112,3 +113,25 @@ def test_passes_in_any_order_give_the_same_numbers():
     for names in (list(PASSES), list(PASSES)[::-1], 2 * list(PASSES)):
         compiled = mixflow.compile(jax.value_and_grad(meta), passes=",".join(names))
         assert_close(compiled(X), expected)
+
+
+def test_pipelines_over_one_program_do_not_see_each_other():
+    captured = captures(jax.grad(meta), X)
+    program = Program(captured, differentiated=False)
+    for names in ("", ",forward-over-reverse,checkpoint-inner-loop,segment-loss", ",dce", ""):
+        passes = parse_passes(PREPARE + names)
+        several, alone = program.optimised(passes), optimise(captured, passes, differentiated=False)
+        assert several.text == alone.text
+        assert several.rewrites == alone.rewrites
+        assert str(several.jaxpr) == str(alone.jaxpr)
+
+
+def test_what_plans_begin_with_is_run_once(monkeypatch):
+    runs = []
+    monkeypatch.setattr(Canonicalize, "apply", lambda self, ctx, op: runs.append(op))
+    program = Program(captures(jax.grad(meta), X), differentiated=False)
+    for names in ("", ",dce", ",cse"):
+        program.optimised(parse_passes(PREPARE + names))
+    assert len(runs) == PREPARE.split(",").count("canonicalize")
+    program.optimised(parse_passes("canonicalize"))
+    assert len(runs) == PREPARE.split(",").count("canonicalize") + 1

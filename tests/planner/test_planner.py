@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ import mixflow
 from mixflow.errors import BudgetError, InputError
 from mixflow.planner.device import CPU, GPU
 from mixflow.planner.plan import Plan
-from mixflow.planner.search import Planner
+from mixflow.planner.search import SAVED_AT_LEAST, Planner
 from mixflow.runtime.measure import total_bytes
 
 GRADIENT = jax.value_and_grad(momentum_meta_loss)
@@ -112,6 +113,42 @@ def test_what_is_differentiated_outside_is_planned_for_that():
     assert_close(outside(*args), jax.jit(GRADIENT)(*args))
 
 
+@pytest.mark.parametrize("sizes", [DEEP, LONG])
+def test_a_program_with_a_checkpoint_of_the_users_comes_out_no_worse(sizes):
+    def by_hand(eta, theta, xs):
+        return momentum_meta_loss(eta, theta, xs, jax.checkpoint)
+
+    args, f = momentum_args(**sizes), jax.value_and_grad(by_hand)
+    planner = planner_of(f, *args)
+    (best,), theirs = planner.best(), planner.candidate(Plan(fused=True))
+    assert best.total_bytes <= theirs.total_bytes
+    assert best.seconds <= 1.02 * theirs.seconds
+    ours = mixflow.compile(f, passes=best.plan.passes)
+    assert total(ours, *args) <= 1.01 * total(jax.jit(f), *args)
+    assert_close(ours(*args), jax.jit(f)(*args))
+
+
+@pytest.mark.parametrize("sizes", [DEEP, LONG])
+def test_a_checkpoint_of_the_users_stays_where_they_ask_for_that(sizes):
+    def by_hand(eta, theta, xs):
+        return momentum_meta_loss(eta, theta, xs, jax.checkpoint)
+
+    args, f = momentum_args(**sizes), jax.value_and_grad(by_hand)
+    respected = mixflow.compile(f, respect_checkpoints=True)
+    plan = respected.optimised(*args)
+    assert "checkpoint-inner-loop" not in plan.passes
+    assert str(plan.module).count("jaxpr.checkpoint") >= 1
+    assert not any("in the place of your" in one.text for one in plan.rewrites)
+    assert_close(respected(*args), jax.jit(f)(*args))
+    replaced = mixflow.compile(f).optimised(*args)
+    assert "checkpoint-inner-loop" in replaced.passes
+
+
+def test_respecting_checkpoints_is_said_in_a_pipeline_that_is_given():
+    with pytest.raises(mixflow.InputError, match="respect=true"):
+        mixflow.compile(jnp.sin, passes="cse", respect_checkpoints=True)
+
+
 def test_where_nothing_pays_the_program_is_left_alone_and_says_so():
     args = jnp.arange(3.0), jnp.ones(3)
     f = mixflow.compile(jax.grad(quadratic))
@@ -120,6 +157,32 @@ def test_where_nothing_pays_the_program_is_left_alone_and_says_so():
     assert "the program is left as it is" in optimised.declines[-1].text
     assert total(f, *args) == total(jax.jit(jax.grad(quadratic)), *args)
     assert_close(f(*args), jax.jit(jax.grad(quadratic))(*args))
+
+
+def test_a_plan_that_does_nothing_is_no_alternative():
+    """A rule that is not linear keeps both rules away, and a policy keeps the step as it is."""
+
+    @jax.custom_vjp
+    def normalises(x):
+        return x
+
+    normalises.defvjp(lambda x: (x, None), lambda _, g: (g / jnp.linalg.norm(g),))
+
+    def meta(eta, theta):
+        @functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable)
+        def step(t, _):
+            return t - jax.grad(lambda t: jnp.sum(normalises(t * eta) ** 2))(t), None
+
+        return jnp.sum(jax.lax.scan(step, theta, length=3)[0])
+
+    args = jnp.arange(1.0, 4.0), jnp.ones(3)
+    f = mixflow.compile(jax.grad(meta))
+    optimised = f.optimised(*args)
+    assert optimised.passes == LEFT_ALONE
+    assert optimised.declines[-1].text == (
+        "no pass finds anything to do: the program is left as it is"
+    )
+    assert_close(f(*args), jax.jit(jax.grad(meta))(*args))
 
 
 def test_a_gradient_that_nobody_differentiates_is_left_alone():
@@ -298,6 +361,15 @@ def test_a_budget_between_the_extremes_is_honoured():
         assert_close(f(*args), jax.jit(GRADIENT)(*args))
 
 
+def test_in_a_budget_gradients_are_not_saved_where_all_of_them_are_too_much():
+    """The gradients of all steps are more than a plan for the least has room for."""
+    args = momentum_args(layers=6, batch=64, width=24, wide=96, steps=4)
+    forced = planner_of(GRADIENT, *args).candidate(Plan(symmetric=True, levels=1, slack=0))
+    best = planner_of(GRADIENT, *args).best(int(forced.total_bytes))[0]
+    assert best.total_bytes <= forced.total_bytes
+    assert best.seconds <= 1.01 * forced.seconds
+
+
 def test_a_budget_that_plain_jax_meets_leaves_the_program_alone():
     args = momentum_args()
     f = mixflow.compile(jax.grad(quadratic), memory_budget="1GiB")
@@ -309,6 +381,67 @@ def test_a_budget_below_the_least_is_an_error_that_names_the_least():
     f = mixflow.compile(GRADIENT, memory_budget="10KiB")
     with pytest.raises(BudgetError, match=r"over the budget of 10 KiB: the least .* is \d.* KiB"):
         f(*momentum_args())
+
+
+def unrolled(steps):
+    def meta(eta, theta):
+        for _ in range(steps):
+            theta = theta - 0.1 * jax.grad(lambda t: jnp.sum(jnp.sin(t) * eta))(theta)
+        return jnp.sum(theta**2)
+
+    return jax.grad(meta), (jnp.ones(64), jnp.ones(64))
+
+
+@pytest.mark.parametrize(
+    ("program", "helps"),
+    [
+        ((GRADIENT, momentum_args()), "smaller batches or fewer steps would help"),
+        (unrolled(2), "smaller batches or fewer steps would help"),
+        (unrolled(1), "temporaries; smaller batches would help"),
+    ],
+    ids=["a loop", "two steps", "one step"],
+)
+def test_what_would_help_fits_the_program(program, helps):
+    f, args = program
+    with pytest.raises(BudgetError, match=f"{helps}$"):
+        mixflow.compile(f, memory_budget="100B")(*args)
+
+
+def test_plain_jax_is_not_costed_where_it_saves_far_too_much():
+    args = momentum_args(**DEEP)
+    planner, plain = planner_of(GRADIENT, *args), Plan(fused=True)
+    best = planner.best()[0]
+    assert all(one.plan != plain for one in planner.considered)
+    # It would not have been taken: that it takes so much is true.
+    assert planner.candidate(plain).score > 2 * best.score
+    assert total(jax.jit(GRADIENT), *args) > SAVED_AT_LEAST * planner.facts.residual_bytes
+
+
+def test_steps_that_the_user_has_checkpointed_count_for_nothing_saved():
+    """Unrolled, each in a checkpoint: what the program saves as it is says nothing against it."""
+
+    def meta(eta, theta, xs, around):
+        for x in xs:
+            step = around(lambda theta, x=x: jax.grad(deep_loss)(theta, eta, x))
+            theta = jax.tree.map(lambda t, g: t - 0.1 * g, theta, step(theta))
+        return deep_loss(theta, jnp.zeros_like(eta), xs[-1])
+
+    eta, theta, xs = momentum_args(**DEEP)
+    args = eta["weights"], theta, xs
+    bare, by_hand = (
+        planner_of(jax.grad(functools.partial(meta, around=around)), *args).facts.residual_bytes
+        for around in (lambda f: f, jax.checkpoint)
+    )
+    assert by_hand == 0 < bare
+
+
+def test_checkpoints_that_are_respected_are_said_to_be_in_the_way():
+    f = jax.value_and_grad(functools.partial(momentum_meta_loss, around=jax.checkpoint))
+    kept = mixflow.compile(f, memory_budget="10KiB", respect_checkpoints=True)
+    with pytest.raises(
+        BudgetError, match="smaller batches, fewer steps or respect_checkpoints=False would help"
+    ):
+        kept(*momentum_args())
 
 
 def test_a_share_of_the_memory_of_a_device_that_reports_none():
@@ -403,3 +536,20 @@ def test_autotune_keeps_within_a_budget():
     assert total(f, *args) <= budget
     with pytest.raises(BudgetError, match="over the budget"):
         mixflow.compile(GRADIENT, autotune=True, memory_budget=1000)(*args)
+
+
+def test_nothing_is_rolled_where_arguments_are_in_parts_on_several_devices():
+    def loss(theta, eta):
+        return jnp.mean(jnp.sin(jnp.tanh(theta * eta) ** 2) * jnp.cos(theta) + jnp.exp(-theta))
+
+    def meta_loss(eta, theta):
+        for i in range(4):
+            theta = theta - 0.1 * jax.grad(loss)(theta, eta[i])
+        return jnp.mean(theta**2)
+
+    f, args = jax.grad(meta_loss), (jnp.ones(4), jnp.linspace(0.1, 1.0, 8))
+    whole, parts = planner_of(f, *args), planner_of(f, *args, sharded=True)
+    whole.best()
+    parts.best()
+    assert any(one.plan.rolled for one in whole.considered)
+    assert not any(one.plan.rolled for one in parts.considered)

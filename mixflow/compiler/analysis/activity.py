@@ -16,6 +16,7 @@ from mixflow.compiler.ir.dialects import jaxpr as jx
 from mixflow.compiler.ir.dialects import mixflow as mf
 from mixflow.compiler.ir.dialects.attributes import aval_of
 from mixflow.compiler.jaxprs.values import is_inexact
+from mixflow.compiler.primitives import row_by_name
 
 Flags = Sequence[bool]
 
@@ -92,7 +93,8 @@ class _Walker:
             case mf.VjpOp():
                 return self._vjp(op, args)
             case _:
-                return [any(args) and not _blocks_derivative(op)] * len(op.results)
+                is_flat = isinstance(op, jx.LeafOp) and row_by_name(op.eqn).flat
+                return [any(args) and not is_flat] * len(op.results)
 
     def _vjp(self, op: mf.VjpOp, args: Flags) -> Flags:
         if any(args):
@@ -149,10 +151,6 @@ def _is_reached(op: Operation, useful: set[SSAValue]) -> bool:
     if around is None or isinstance(around, (FuncOp, mf.VjpOp)):
         return True
     return _is_reached(around, useful)
-
-
-def _blocks_derivative(op: Operation) -> bool:
-    return isinstance(op, jx.LeafOp) and op.eqn.primitive.name == "stop_gradient"
 
 
 def _has_derivative(value: SSAValue) -> bool:

@@ -1,4 +1,4 @@
-"""A straight-line block as a chain of units, for the schedule of what to keep."""
+"""A straight-line block as a chain of units, for the schedule of what to save."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from bisect import bisect
 from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from itertools import filterfalse, pairwise
+from itertools import chain, pairwise
 
 import numpy as np
 from xdsl.ir import Block, Operation, SSAValue
 from xdsl.traits import is_side_effect_free
 
-from mixflow.compiler.analysis.residuals import residuals_of, size_of, total_size
+from mixflow.compiler.analysis.residuals import Residuals, residuals_of, size_of, total_size
 from mixflow.compiler.analysis.schedule import Array, Chain
 from mixflow.compiler.analysis.work import work_of
 from mixflow.compiler.ir.dialects import jaxpr as jx
@@ -53,18 +53,42 @@ def line_of(block: Block, active: AbstractSet[SSAValue], *, order: int) -> Line:
     """
     cheap = _cheap_ops(block, active)
     ops = [op for op in block.ops if op not in cheap and not isinstance(op, jx.YieldOp)]
-    positions = _Positions(block, ops)
-    read = {op: residuals_of(op, active) for op in ops}
-    stored = set[SSAValue]().union(*(one.values for one in read.values()))
-    free = [0 if is_pinned(op) else 1 for op in ops]
-    held = [total_size(stored.intersection(op.results)) + read[op].inside for op in ops]
-    weight = _shares(np.multiply(held, free)) + _shares(np.multiply(list(map(work_of, ops)), free))
-    units = _units(ops, positions.live, weight)
-    return Line(units, cheap, _figures(units, positions, active, order))
+    known = _Known.of(ops, active)
+    positions = _Positions(ops, known.pinned)
+    units = _units(ops, known, positions.live)
+    return Line(units, cheap, _figures(units, positions, active, known, order))
+
+
+@dataclass(frozen=True, eq=False)
+class _Known:
+    """What is asked of a block's operations again and again.
+
+    Arguments:
+        pinned: those that are not to be rerun.
+        read: what the derivative of each reads.
+        work: what it costs to run each.
+        residuals: the values that any of them reads going back.
+    """
+
+    pinned: set[Operation]
+    read: dict[Operation, Residuals]
+    work: dict[Operation, float]
+    residuals: set[SSAValue]
+
+    @staticmethod
+    def of(ops: Sequence[Operation], active: AbstractSet[SSAValue]) -> _Known:
+        """Of operations of one block."""
+        read = {op: residuals_of(op, active) for op in ops}
+        residuals = set[SSAValue]().union(*(one.values for one in read.values()))
+        return _Known(set(filter(is_pinned, ops)), read, {op: work_of(op) for op in ops}, residuals)
+
+    def saving(self, op: Operation) -> int:
+        """Bytes that are saved of what an operation makes."""
+        return total_size(self.residuals.intersection(op.results)) + self.read[op].inside
 
 
 def is_pinned(op: Operation) -> bool:
-    """Whether an operation is not to be run again.
+    """Whether an operation is not to be rerun.
 
     It has effects, or takes gradient steps. Or it is in a gradient, and its rule is not linear: to
     whoever differentiates the gradient each run is a call of its own, and clip(a) + clip(b) is not
@@ -107,17 +131,18 @@ class _Positions:
     What pinned operations make is there whatever the schedule, as the block's arguments are.
     """
 
-    def __init__(self, block: Block, ops: Sequence[Operation]) -> None:
+    def __init__(self, ops: Sequence[Operation], pinned: set[Operation]) -> None:
         self._number = {op: position for position, op in enumerate(ops)}
         self._end = len(ops)
         self.born = {
             value: position
             for position, op in enumerate(ops)
             for value in op.results
-            if not is_pinned(op)
+            if op not in pinned
         }
         self.last = {value: self._last_use(value) for value in self.born}
-        self.live = self._live()
+        # Bytes that cross the cut after each operation.
+        self.live = self.crossing(np.arange(1, self._end + 1), size_of)
 
     def _last_use(self, value: SSAValue) -> int:
         # A cheap operation never reads what an operation of the chain has made.
@@ -132,27 +157,32 @@ class _Positions:
                 change[self.last[value] + 1] -= size(value)
         return np.cumsum(change)[cuts]
 
-    def _live(self) -> Array:
-        """Bytes that cross the cut after each operation."""
-        return self.crossing(np.arange(1, self._end + 1), size_of)
-
 
 def _shares(amounts: Array) -> Array:
     return amounts / max(amounts.sum(), 1e-300)
 
 
-def _units(ops: list[Operation], live: Array, weight: Array) -> list[list[Operation]]:
+def _weights(ops: list[Operation], known: _Known) -> Array:
+    """How much each operation is of the whole: its share of what is saved, and of the work."""
+    free = [op not in known.pinned for op in ops]
+    saving = np.multiply(list(map(known.saving, ops)), free)
+    work = np.multiply([known.work[op] for op in ops], free)
+    return _shares(saving) + _shares(work)
+
+
+def _units(ops: list[Operation], known: _Known, live: Array) -> list[list[Operation]]:
     """Cut at narrow places, the narrowest first, while both parts weigh enough to be worth it.
 
     Arguments:
         ops: what is cut.
+        known: about them.
         live: bytes that cross the cut after each operation.
-        weight: of each operation, as a share of the whole.
     """
+    weight = _weights(ops, known)
     total = np.concatenate([[0.0], np.cumsum(weight)])
-    pinned = [position for position, op in enumerate(ops) if is_pinned(op)]
-    edges = sorted({0, len(ops), *pinned, *(position + 1 for position in pinned)})
-    # Pinned operations are units of their own: nothing that is run again may hold one. Between
+    pinned = _pinned_runs([place for place, op in enumerate(ops) if op in known.pinned], total)
+    edges = sorted({0, len(ops), *chain.from_iterable(pinned)})
+    # Pinned operations are units of their own: nothing that is rerun may contain one. Between
     # them, the narrowest cut first; a cut that leaves next to nothing on one side is no cut.
     for cut in _candidates(live, weight):
         position = bisect(edges, cut)
@@ -162,6 +192,27 @@ def _units(ops: list[Operation], live: Array, weight: Array) -> list[list[Operat
         if len(edges) > MAX_UNITS:
             break
     return [ops[start:stop] for start, stop in pairwise(edges) if start < stop]
+
+
+def _pinned_runs(pinned: list[int], total: Array) -> list[tuple[int, int]]:
+    """Where units of pinned operations start and stop.
+
+    Each pinned operation is a unit. Where there are many, such as 300 gradient steps in a row, a
+    unit is several of them with the updates between: so little is not worth 600 units.
+
+    Arguments:
+        pinned: their places, in order.
+        total: what the operations before each place weigh.
+    """
+    # All together weigh 2: so there are at most `MAX_UNITS` / 2 runs, with a unit between each two.
+    lightest = 0.0 if len(pinned) <= MAX_UNITS // 2 else 4 / MAX_UNITS
+    runs: list[tuple[int, int]] = []
+    for place in pinned:
+        if runs and total[place] - total[runs[-1][0]] < lightest:
+            runs[-1] = runs[-1][0], place + 1
+        else:
+            runs.append((place, place + 1))
+    return runs
 
 
 def _candidates(live: Array, weight: Array) -> list[int]:
@@ -179,16 +230,16 @@ def _figures(
     units: list[list[Operation]],
     positions: _Positions,
     active: AbstractSet[SSAValue],
+    known: _Known,
     order: int,
 ) -> Chain:
     """The figures of units in bytes and work, as the schedule asks for them.
 
-    For each unit: what it saves if it is not run again (`saved`), and the most that is alive while
+    For each unit: what it saves if it is not rerun (`saved`), and the most that is alive while
     it is taken back (`working`): what it saves, and the cotangents of what is alive then. Where it
     is differentiated twice (`order` 2), each active value has its tangent beside it.
     """
-    read = {op: residuals_of(op, active) for unit in units for op in unit}
-    stored = set[SSAValue]().union(*(one.values for one in read.values()))
+    residuals = known.residuals
     starts = np.cumsum([0, *map(len, units)])
 
     def copies(value: SSAValue) -> int:
@@ -197,28 +248,28 @@ def _figures(
 
     saved: list[float] = []
     working: list[float] = []
-    # The way back through a unit: it has run again by then, so all that it saves is alive, and
+    # The way back through a unit: it has been rerun by then, so all that it saves is alive, and
     # cotangents are made from the last operation to the first, each while others are alive.
     for unit in units:
-        held = peak = 0
-        for op in filterfalse(is_pinned, unit):
+        saving = peak = 0
+        for op in (op for op in unit if op not in known.pinned):
             position = positions.born[op.results[0]] if op.results else 0
-            held += order * read[op].inside
-            held += sum(copies(value) for value in op.results if value in stored)
+            saving += order * known.read[op].inside
+            saving += sum(copies(value) for value in op.results if value in residuals)
             # Cotangents of what is live, of the operands, and one that is being made.
             going_back = positions.live[position] + total_size(
                 value for value in {*op.operands, *op.results} if value in active
             )
-            peak = max(peak, held + order * going_back)
-        saved.append(held)
+            peak = max(peak, saving + order * going_back)
+        saved.append(saving)
         working.append(peak)
     return Chain(
-        forward=np.array([sum(map(work_of, unit)) for unit in units]),
+        forward=np.array([sum(known.work[op] for op in unit) for unit in units]),
         saved=np.array(saved, float),
         working=np.array(working, float),
-        entering=positions.crossing(starts[:-1], lambda v: 0 if v in stored else copies(v)),
+        entering=positions.crossing(starts[:-1], lambda v: 0 if v in residuals else copies(v)),
         crossing=_crossing(positions, starts, copies),
-        pinned=np.array([any(map(is_pinned, unit)) for unit in units], bool),
+        pinned=np.array([not known.pinned.isdisjoint(unit) for unit in units], bool),
     )
 
 
@@ -229,6 +280,6 @@ def _crossing(positions: _Positions, starts: Array, copies: Callable[[SSAValue],
     for value, position in positions.born.items():
         first = int(np.searchsorted(starts, position, side="right")) - 1
         last = int(np.searchsorted(starts, positions.last[value], side="right")) - 1
-        # It counts for every run of units that holds its birth and ends before its last reader.
+        # It counts for every run of units that contains its birth and ends before its last reader.
         crossing[: first + 1, first + 1 : min(last, n) + 1] += copies(value)
     return crossing

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from jax.extend.core import ClosedJaxpr, Var, jaxprs_in_params, primitives
 from jax.interpreters.partial_eval import dce_jaxpr
@@ -78,10 +79,16 @@ def program_cost(closed: ClosedJaxpr) -> Cost:
     return _live_cost(closed, [True] * len(closed.jaxpr.outvars))
 
 
+_KNOWN: WeakKeyDictionary[ClosedJaxpr, dict[tuple[bool, ...], Cost]] = WeakKeyDictionary()
+
+
 def _live_cost(closed: ClosedJaxpr, used: list[bool]) -> Cost:
-    jaxpr = closed.jaxpr
-    opened = jaxpr.replace(constvars=[], invars=[*jaxpr.constvars, *jaxpr.invars])
-    return _cost(dce_jaxpr(opened, used)[0])
+    known = _KNOWN.setdefault(closed, {})
+    if tuple(used) not in known:
+        jaxpr = closed.jaxpr
+        opened = jaxpr.replace(constvars=[], invars=[*jaxpr.constvars, *jaxpr.invars])
+        known[tuple(used)] = _cost(dce_jaxpr(opened, used)[0])
+    return known[tuple(used)]
 
 
 def _cost(jaxpr: Any) -> Cost:
@@ -94,7 +101,8 @@ def _equation_cost(eqn: Any, read: set[Var]) -> Cost:
         return _derivative_cost(eqn, [var in read for var in eqn.outvars])
     nested = [_cost(inner) for inner in jaxprs_in_params(eqn.params)]
     if not nested:
-        return Cost(_leaf_flops(eqn), 1, _leaf_bytes(eqn), _leaf_transcendentals(eqn))
+        flops = _leaf_flops(eqn)
+        return Cost(flops, 1, _leaf_bytes(eqn), flops if row_of(eqn).slow else 0.0)
     own = Cost(0.0, 1)
     if eqn.primitive is primitives.scan_p:
         return own + nested[0].times(number_of(eqn.params["length"]))
@@ -129,10 +137,6 @@ def _leaf_bytes(eqn: Any) -> float:
     if not eqn.primitive.name.startswith(MATERIAL):
         return 0.0
     return float(sum(array_bytes(atom.aval) for atom in (*eqn.invars, *eqn.outvars)))
-
-
-def _leaf_transcendentals(eqn: Any) -> float:
-    return _leaf_flops(eqn) if row_of(eqn).slow else 0.0
 
 
 def _leaf_flops(eqn: Any) -> float:

@@ -41,21 +41,21 @@ class Nest:
 
     @property
     def states(self) -> int:
-        """The most states of the loop that are kept at once.
+        """The most states of the loop that are saved at once.
 
-        While a part is differentiated, those before it hold the states of their outermost level.
+        While a part is differentiated, those before it have their outermost level's states saved.
         """
-        held, most = 0, 0
+        saved, most = 0, 0
         for lengths in self.parts:
-            most = max(most, held + sum(lengths))
-            held += lengths[0]
+            most = max(most, saved + sum(lengths))
+            saved += lengths[0]
         return most
 
     @property
     def forwards(self) -> int:
         """How often a step runs before its own backward pass, all steps together.
 
-        Once at each level. The backward pass recomputes the inside of a step on top of that.
+        Once at each level. The backward pass reruns the inside of a step on top of that.
         """
         return sum(len(lengths) * math.prod(lengths) for lengths in self.parts)
 
@@ -64,9 +64,9 @@ class Nest:
 
 
 def choose_nest(steps: int, levels: int) -> Nest:
-    """The nest with the fewest stored states, and of those the one with the fewest levels.
+    """The nest with the fewest saved states, and of those the one with the fewest levels.
 
-    With S bytes of state, kept at each level, the loop holds S·ΣL. Near-equal lengths make that
+    With S bytes of state, saved at each level, the loop saves S·ΣL. Near-equal lengths make that
     least: about levels · steps^(1/levels) states, for levels - 1 extra forward passes. Revolve
     (Griewank and Walther, 2000) shows the least number of forward passes that any schedule needs;
     it has chunks of unequal lengths, which no scan has.

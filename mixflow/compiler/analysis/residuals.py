@@ -24,9 +24,6 @@ from mixflow.compiler.jaxprs.sizes import array_bytes, count_elements, number_of
 from mixflow.compiler.jaxprs.values import is_inexact
 from mixflow.compiler.primitives import CUSTOM_RULES, Row, row_by_name
 
-_FLAT = frozenset({"sign", "stop_gradient"})
-"""Their derivative is zero, and reads nothing."""
-
 
 @dataclass(frozen=True)
 class Residuals:
@@ -84,7 +81,7 @@ def _of_jit(op: jx.JitOp, active: AbstractSet[SSAValue]) -> Residuals:
 
 
 def residual_bytes(block: Block, active: AbstractSet[SSAValue]) -> int:
-    """Bytes that a block keeps for its backward pass, its own arguments not counted."""
+    """Bytes that a block saves for its backward pass, its own arguments not counted."""
     values, inside = _of_block(block, active)
     return total_size(values.difference(block.args)) + inside
 
@@ -109,20 +106,22 @@ def _broadcast(op: jx.LeafOp, read: set[SSAValue]) -> int:
 
 def _of_leaf(op: jx.LeafOp, active: AbstractSet[SSAValue]) -> set[SSAValue]:
     name, row = op.eqn.primitive.name, row_by_name(op.eqn)
-    if _is_linear(op, row) or name in _FLAT:
+    if row.flat or _is_linear(op, row):
         return {operand for operand in op.operands if not is_inexact(aval_of(operand))}
     if row.reads_result:
         return set(op.results)
-    if row.linear == ((0,), (1,)) or name == "triangular_solve":
+    if row.linear == ((0,), (1,)):
         left, right = op.operands
         return {one for one, other in ((left, right), (right, left)) if other in active}
+    if name == "triangular_solve":
+        # For x = a⁻¹ b, ẋ = a⁻¹ (ḃ - ȧ x).
+        matrix, _ = op.operands
+        return {matrix, *(op.results if matrix in active else ())}
     if name == "div":
         above, below = op.operands
         return {below, *({above} if below in active else ())}
-    if name in CUSTOM_RULES:
-        # Nobody knows what the rule reads, or what its own derivative does: taken for both.
-        return {*op.operands, *op.results}
-    return set(op.operands)
+    # Nobody knows what a custom rule reads, or what its own derivative does: taken for both.
+    return {*op.operands, *(op.results if name in CUSTOM_RULES else ())}
 
 
 def _is_linear(op: jx.LeafOp, row: Row) -> bool:

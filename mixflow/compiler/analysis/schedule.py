@@ -1,8 +1,8 @@
-"""What a chain keeps and what it recomputes: the best persistent schedule under a memory limit.
+"""What a chain saves and what it reruns: the best persistent schedule under a memory limit.
 
 A chain is a straight-line program cut into units. Going back through it needs, for each unit,
-what its derivative reads. A schedule either keeps that (the unit runs once), or keeps no more
-than the inputs of a run of units and runs them again, by a schedule of their own, when the
+what its derivative reads. A schedule either saves that (the unit runs once), or saves no more
+than the inputs of a run of units and reruns them, by a schedule of their own, when the
 backward pass gets there. Runs nest, as `jax.checkpoint` does.
 
 Source: Beaumont et al., "Optimal Checkpointing for Heterogeneous Chains" (2019,
@@ -31,13 +31,13 @@ class Chain:
 
     Arguments:
         forward: the cost of running each unit, shape (n,), in any unit.
-        saved: bytes that each unit keeps if it is not to be run again, shape (n,).
+        saved: bytes that each unit saves if it is not to be rerun, shape (n,).
         working: bytes that going forward and back through each unit needs on top of what lies
-            stored before it, its own `kept` included, shape (n,).
-        entering: bytes that cross the cut before each unit and that no kept unit keeps, shape (n,).
+            saved before it, its own included, shape (n,).
+        entering: bytes that cross the cut before each unit and that no unit saves, shape (n,).
         crossing: at [s, t] the bytes born in the units s … t−1 that something after them reads,
             shape (n + 1, n + 1).
-        pinned: whether a unit must not be run again, shape (n,).
+        pinned: whether a unit must not be rerun, shape (n,).
     """
 
     forward: Array
@@ -63,7 +63,7 @@ class Chain:
 
     @property
     def most(self) -> float:
-        """Bytes at the peak when every unit is kept."""
+        """Bytes at the peak when every unit is saved."""
         before = np.concatenate([[0.0], np.cumsum(self.saved)[:-1]])
         return float(np.max(before + self.working, initial=0.0))
 
@@ -73,25 +73,25 @@ class Schedules:
 
     Arguments:
         chain: the chain.
-        limit: bytes; by default what keeping everything takes.
+        limit: bytes; by default what saving everything takes.
     """
 
     def __init__(self, chain: Chain, limit: float | None = None, levels: int = LEVELS) -> None:
         self._chain = chain
         most = chain.most if limit is None else min(limit, chain.most)
         self._grain = max(most / levels, 1e-9)
-        # Where everything is to be kept, each unit may have been rounded up by one.
+        # Where everything is to be saved, each unit may have been rounded up by one.
         self._levels = levels + (len(chain) if most == chain.most else 0)
         self._total = np.concatenate([[0.0], np.cumsum(chain.forward)])
-        # cost[e, s, t, m]: the least recomputation that takes units s … t−1 back within m grains;
-        # e is 1 where what enters at s is not stored yet, because the unit before it was kept.
+        # cost[e, s, t, m]: the least cost of reruns that takes units s … t−1 back within m grains;
+        # e is 1 where what enters at s is not saved yet, because the unit before it was saved.
         self._cost = np.full((2, len(chain) + 1, len(chain) + 1, self._levels + 1), np.inf)
         self._memory = np.arange(self._levels + 1)[None]
         self._crossing = self._grains(chain.crossing)
         self._solve()
 
     def front(self) -> list[tuple[float, float]]:
-        """What memory buys: (bytes, cost of what is run again), the least memory first."""
+        """What memory buys: (bytes, cost of what is rerun), the least memory first."""
         costs = self._cost[0, 0, len(self._chain)]
         before = np.minimum.accumulate(np.concatenate([[np.inf], costs[:-1]]))
         return [(m * self._grain, float(costs[m])) for m in np.flatnonzero(costs < before)]
@@ -111,16 +111,16 @@ class Schedules:
         for length in range(1, n + 1):
             for start in range(n - length + 1):
                 stop = start + length
-                kept = self._keep_first(start, stop)
+                saving = self._save_first(start, stop)
                 rerun = self._rerun_first(start, stop).min(0, initial=np.inf)
-                # If the unit before was kept, what enters here is not stored yet: a checkpoint that
+                # If the unit before was saved, what enters here is not saved yet: a checkpoint that
                 # starts here has to store it, on top of all else.
                 late = self._less(rerun, self._chain.entering[start])
-                self._cost[0, start, stop] = np.minimum(kept, rerun)
-                self._cost[1, start, stop] = np.minimum(kept, late)
+                self._cost[0, start, stop] = np.minimum(saving, rerun)
+                self._cost[1, start, stop] = np.minimum(saving, late)
 
-    def _keep_first(self, start: int, stop: int) -> Array:
-        """Cost by memory of keeping the first unit; the last alone needs no more than itself."""
+    def _save_first(self, start: int, stop: int) -> Array:
+        """Cost by memory of saving the first unit; the last alone needs no more than itself."""
         needs = self._grains(self._chain.working[start])
         rest = np.zeros(self._levels + 1)
         if stop - start > 1:
@@ -151,10 +151,10 @@ class Schedules:
     def _schedule(self, entering: int, start: int, stop: int, memory: int) -> Schedule:
         found: Schedule = []
         while start < stop:
-            kept = self._keep_first(start, stop)[memory]
+            saving = self._save_first(start, stop)[memory]
             left = memory - int(self._grains(self._chain.entering[start])) * entering
             rerun = self._rerun_first(start, stop)[:, left] if left >= 0 else np.array([np.inf])
-            if kept <= rerun.min(initial=np.inf):
+            if saving <= rerun.min(initial=np.inf):
                 found.append(start)
                 memory -= int(self._grains(self._chain.saved[start])) if stop - start > 1 else 0
                 start, entering = start + 1, 1
@@ -173,8 +173,8 @@ def find_schedule(chain: Chain, slack: float = 0, rerun: float = 1.0) -> Schedul
     Arguments:
         chain: the chain.
         slack: bytes beyond the least.
-        rerun: how much may be run again for less memory, as a multiple of the cost of running
-            what may be run again once. It bounds what "the least" means.
+        rerun: how much may be rerun for less memory, as a multiple of the cost of running
+            what may be rerun once. It bounds what "the least" means.
     """
     if not len(chain):
         return []

@@ -1,4 +1,4 @@
-"""What running one operation of the IR costs, for weighing what to run again."""
+"""What running one operation of the IR costs, for weighing what to rerun."""
 
 from __future__ import annotations
 

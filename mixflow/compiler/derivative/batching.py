@@ -18,7 +18,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import batching
 
 from mixflow.compiler import jax_compat
-from mixflow.compiler.derivative.differentiand import Differentiand
+from mixflow.compiler.derivative.differentiand import Differentiand, Rule
 from mixflow.compiler.derivative.vjp_primitive import (
     SYMBOLIC,
     primal_p,
@@ -26,7 +26,7 @@ from mixflow.compiler.derivative.vjp_primitive import (
     pushforward_p,
     vjp_p,
 )
-from mixflow.compiler.jaxprs.values import Values, spec_of
+from mixflow.compiler.jaxprs.values import Values, is_inexact, merge, partition, spec_of
 from mixflow.compiler.recording import current_recording, paused
 from mixflow.compiler.rules.mapped import shares_results
 from mixflow.compiler.rules.replay import Replay, where_rules_run
@@ -58,17 +58,17 @@ def _batched(
         runs = (
             not shares_results(function.jaxpr, (*mapped, *(True,) * function.num_points))
             and where_rules_run(jaxpr.jaxpr) is not Replay.AT_ONCE
-            and _has_gradient(batched)
+            and _has_derivatives(batched)
         )
         function.batched[key] = batched if runs else None
     return function.batched[key]
 
 
-def _has_gradient(function: Differentiand) -> bool:
-    """Whether JAX differentiates a mapped function, as it does map the function's derivative.
+def _has_derivatives(function: Differentiand) -> bool:
+    """Whether JAX differentiates a mapped function, and again by a rule of mixflow's.
 
-    A rule with a `cond` in it has none: JAX writes a `stop_gradient` for it where its predicate
-    is mapped, and cannot transpose that.
+    A custom rule with a `cond` in it has none: JAX writes a `stop_gradient` for it where its
+    predicate is mapped, and cannot transpose that.
     """
     if not function.custom:
         return True
@@ -77,9 +77,28 @@ def _has_gradient(function: Differentiand) -> bool:
     try:
         with paused():
             jax.make_jaxpr(function.gradient)(consts, point)
-    except (NotImplementedError, TypeError, ValueError):
+            if not function.soundness.obstacles:
+                jax.make_jaxpr(partial(_second_derivative, function))(*inputs)
+    except Exception:  # a user's rule may raise any, and so do faults of JAX's own in mapping it
         return False
     return True
+
+
+def _second_derivative(function: Differentiand, *inputs: Any) -> Any:
+    """The pullback of f's value and gradient, by the transposed rule, for any cotangents."""
+    function = replace(function, chosen=Rule.TRANSPOSED)
+    moves = list(map(is_inexact, function.jaxpr.in_avals))
+    moving, fixed = partition(moves, inputs)
+
+    def value_and_gradient(*moving: Any) -> Any:
+        primals = merge(moves, moving, fixed)
+        values = primal_p.bind(*primals, function=function)
+        bars = partition(function.carries, values)[0]
+        gradient = vjp_p.bind(*primals, *bars, function=function, with_value=False)
+        return [one for one in (*values, *gradient) if is_inexact(one.aval)]
+
+    found, pullback = jax_compat.VJP_OF_JAX(value_and_gradient, *moving)
+    return pullback(found)
 
 
 def _to_front(axis: Any, value: Any, dim: int | None) -> Any:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from mixflow.compiler import jax_compat
+from mixflow.compiler.jaxprs.sharing import with_shared_code
+from mixflow.compiler.jaxprs.structure import structure_of
 from mixflow.compiler.jaxprs.values import Values, as_arrays, merge, partition
 from mixflow.compiler.rules.suspects import Suspect
 
@@ -62,6 +65,13 @@ class Soundness(Protocol):
         ...
 
 
+class _Spelled(dict[Any, ClosedJaxpr]):
+    """A dict that lives as long as a function that asks for it."""
+
+
+_SPELLED: WeakValueDictionary[Hashable, _Spelled] = WeakValueDictionary()
+
+
 @dataclass(frozen=True, eq=False)
 class Differentiand:
     """The function that an equation differentiates. Two are equal when they are one object.
@@ -80,7 +90,6 @@ class Differentiand:
             typed, more or less weakly typed than the function is.
         batched: `vmap f` for each pattern of mapped constants that was met; None where its custom
             rules could not be run.
-        spelled: the plain programs of its derivatives that were asked for.
     """
 
     jaxpr: ClosedJaxpr
@@ -91,12 +100,23 @@ class Differentiand:
     custom: bool = False
     retyped: bool = False
     batched: dict[Any, Differentiand | None] = field(default_factory=dict, init=False, repr=False)
-    spelled: dict[Any, ClosedJaxpr] = field(default_factory=dict, init=False, repr=False)
+
+    @cached_property
+    def structure_key(self) -> Hashable:
+        """The same for functions that are differentiated alike, if no rule tells them apart."""
+        if self.custom or self.chosen is None:
+            return object()
+        return structure_of(self.jaxpr), self.num_consts, self.carries, self.chosen, self.retyped
+
+    @cached_property
+    def spelled(self) -> dict[Any, ClosedJaxpr]:
+        """The plain programs of its derivatives that were asked for; equal functions share them."""
+        return _SPELLED.setdefault(self.structure_key, _Spelled())
 
     @cached_property
     def call(self) -> Callable[..., list[Any]]:
         """f as a Python function of the flat c and x."""
-        return jaxpr_as_fun(self.jaxpr)
+        return jaxpr_as_fun(with_shared_code(self.jaxpr))
 
     @property
     def suspects(self) -> tuple[Suspect, ...]:

@@ -7,7 +7,7 @@ Reverse mode over a pushforward saves what the tangent of every single equation 
 that is the tangent of s, those of e and of its sum, and products of them with e and y. But all of
 them follow from the tangent of s, from e and from its sum, and XLA computes them again in few
 kernels. So a group becomes a `custom_jvp` whose rule does that (`tangents_again.py`). A product of
-matrices, a loop or a call is in no group, so none of them runs again.
+matrices, a loop or a call is in no group, so none of them is rerun.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ With φ(c, x) = ⟨f(c, x), w⟩, the transpose of the pushforward of `vjp[f]` a
 
 for cotangents s of y and v of x̄, and since second derivatives commute all three come out of
 one forward-mode pass: push (ẋ = v, ẇ = s) through (x, w) ↦ (f, ∇_{c,x} ⟨f, w⟩). Nothing from
-inside f is kept between the two passes. Kemaev et al., "Scalable Meta-Learning via Mixed-Mode
+inside f is saved between the two passes. Kemaev et al., "Scalable Meta-Learning via Mixed-Mode
 Differentiation" (ICML 2025, arXiv 2505.00793); `docs/derivative-rule.md` proves it.
 """
 
@@ -51,7 +51,7 @@ def symmetric_pullback(
     moves = [not isinstance(v, ad.Zero) for v in point_bar]
     # A custom_vjp has no forward mode but inside of a vjp: what moves is differentiated too.
     forced = [False] * len(consts) + [move and function.custom for move in moves]
-    # ∇φ is taken in these leaves alone, and these alone are held by the reverse pass. The others
+    # ∇φ is taken in these leaves alone, and these alone are saved for the reverse pass. The others
     # are constants of the whole derivative.
     is_active = [want or force for want, force in zip(want_inputs, forced, strict=True)]
     has_tangent = [False] * sum(is_active)

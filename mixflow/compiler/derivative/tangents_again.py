@@ -30,7 +30,7 @@ def run_tangents_again(
     """The results of a pushforward's program; those that are tangents come from a checkpoint.
 
     Arguments:
-        closed: of `moving`, `resting` and `moved`, without effects. All of it may run again.
+        closed: of `moving`, `resting` and `moved`, without effects. All of it may be rerun.
         moving: values that have tangents.
         resting: values that have none.
         moved: the tangents.

@@ -9,7 +9,7 @@ a jaxpr for what `jax.vjp` would have spelled out:
 
 Reverse mode over `vjp[f]` transposes the last one, by one of two rules: `symmetric_rule.py`
 (forward over reverse) or `transposed_rule.py` (reverse over forward). Either needs c, x and w, and
-nothing from inside f is kept between the two passes.
+nothing from inside f is saved between the two passes.
 
 An equation whose function has the rule `PLAIN` uses neither: it differentiates as the plain
 `jax.vjp` that it stands for, to the letter.
@@ -34,6 +34,7 @@ from mixflow.compiler.derivative.differentiand import Differentiand, Rule
 from mixflow.compiler.derivative.orientation import orient_product
 from mixflow.compiler.derivative.symmetric_rule import symmetric_pullback
 from mixflow.compiler.derivative.transposed_rule import transposed_pullback
+from mixflow.compiler.derivative.weak_types import gradient_types
 from mixflow.compiler.derivative.zeros import push_forward
 from mixflow.compiler.jaxprs.equations import rewrite_equations
 from mixflow.compiler.jaxprs.flagged import without_flags
@@ -92,11 +93,12 @@ def _vjp(*operands: Any, function: Differentiand, with_value: bool) -> list[Any]
 @vjp_p.def_effectful_abstract_eval
 def _vjp_abstract(*avals: Any, function: Differentiand, with_value: bool) -> tuple[list[Any], Any]:
     params: dict[str, Any] = {"function": function, "with_value": with_value}
-    if function.retyped or any(aval.weak_type for aval in avals[function.num_consts :]):
-        # Whether such a gradient is weakly typed too depends on the rules that it goes through.
+    if function.retyped:
         return traced_definition(vjp_p, avals, params).out_avals, function.jaxpr.effects
     outputs = function.jaxpr.out_avals if with_value else []
-    point_bar = [aval.to_ct_aval() for aval in function.point_avals]
+    cotangents = function.split(avals)[2]
+    jaxpr, carries = function.jaxpr.jaxpr, function.carries
+    point_bar = gradient_types(jaxpr, function.num_consts, carries, cotangents)
     return [*outputs, *point_bar], function.jaxpr.effects
 
 
@@ -218,7 +220,7 @@ def _pushforward_transpose(
     linear = [ad.is_undefined_primal(tangent) for tangent in tangents]
     wanted = [bool(flag) for flag in spread(perturbed, linear)]
     value_bar, point_bar = _split_cotangents(cotangents, function, with_value)
-    # f runs again below. Its second run is not to begin, nor be merged with the first, before the
+    # f is rerun below. Its second run is not to begin, nor be merged with the first, before the
     # cotangents are there: that is what keeps f's intermediates out of memory in between.
     primals, value_bar, point_bar = waiting_for_each_other((list(primals), value_bar, point_bar))
     pullback = symmetric_pullback if function.rule is Rule.SYMMETRIC else transposed_pullback

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import wraps
+from functools import cache, wraps
 from typing import Any
 
 import jax
@@ -101,7 +101,7 @@ class _Emitter:
             case jx.LiteralOp():
                 self._atoms[op.output] = Literal(op.value.data.value, aval_of(op.output))
             case jx.ConstantOp():
-                self._constant(op)
+                self._atoms[op.output] = self._array(aval_of(op.output), op.value.data.value)
             case mf.NameOp():
                 self._name(op)
             case mf.PrimalOp() | mf.VjpOp():
@@ -113,9 +113,6 @@ class _Emitter:
             case _:
                 assert isinstance(op, jx.LeafOp)
                 self._append(op, _template(op.eqn, op.params))
-
-    def _constant(self, op: jx.ConstantOp) -> None:
-        self._atoms[op.output] = self._array(aval_of(op.output), op.value.data.value)
 
     def _name(self, op: mf.NameOp) -> None:
         spec = spec_of(aval_of(op.input))
@@ -158,7 +155,7 @@ class _Emitter:
 
 
 def _debug_info(origin: Any, num_invars: int, num_outvars: int) -> Any:
-    """The original's, for a region that has one: passes keep its inputs and outputs."""
+    """The original's, for a region that has one: passes save its inputs and outputs."""
     original = getattr(origin, "jaxpr", origin)
     if original is not None and len(original.invars) == num_invars:
         return original.debug_info
@@ -197,10 +194,9 @@ def _like(emitted: ClosedJaxpr, original: Any) -> Any:
 def _derivative(op: mf.PrimalOp | mf.VjpOp) -> JaxprEqn:
     """`primal[f]` or `vjp[f]`, on f as the passes left it."""
     function = op.differentiand
-    jaxpr = emit_region(op.body, function.jaxpr)
-    if isinstance(op, mf.VjpOp):
-        function = replace(function, chosen=Rule(op.rule.data) if op.rule else Rule.PLAIN)
-    function = replace(function, jaxpr=jaxpr)
+    rule = op.rule if isinstance(op, mf.VjpOp) else None  # a value has none to choose
+    chosen = Rule(rule.data) if rule else Rule.PLAIN
+    function = replace(function, jaxpr=emit_region(op.body, function.jaxpr), chosen=chosen)
     if isinstance(op, mf.PrimalOp):
         return _template(replace(op.eqn, primitive=primal_p), {"function": function})
     params = {"function": function, "with_value": op.with_value is not None}
@@ -238,6 +234,12 @@ def _of_reals(policy: Callable[..., Any]) -> Callable[..., Any]:
     return saves
 
 
+@cache
+def _saves_only(*names: str) -> Any:
+    """JAX's policy, one object for the same names: equal checkpoints are to be seen as equal."""
+    return checkpoint_policies.save_only_these_names(*names)
+
+
 def _made_checkpoint(op: jx.CheckpointOp) -> JaxprEqn:
     """JAX's own equation for a checkpoint that a pass made, around another body.
 
@@ -245,7 +247,7 @@ def _made_checkpoint(op: jx.CheckpointOp) -> JaxprEqn:
     nothing could merge the two. In a straight line XLA would.
     """
     names = op.saved.data.split(",") if op.saved else []
-    policy = checkpoint_policies.save_only_these_names(*names) if names else None
+    policy = _saves_only(*names) if names else None
     barriers = op.inline is not None
     if op.barriers is not None:
         barriers = tuple(map(bool, op.barriers.get_values()))

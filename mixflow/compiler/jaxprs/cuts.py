@@ -32,7 +32,7 @@ def smallest_cut(
     """Values to save, with the least bytes in all, so that the needed ones follow from them.
 
     Arguments:
-        equations: of a jaxpr, in any order; each may run again.
+        equations: of a jaxpr, in any order; each may be rerun.
         inputs: what they read, which has to be saved where it is read again.
         needed: some of the inputs and of what the equations define.
         preferred: values to take where others have as many bytes, as they are saved anyway.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 from mixflow.compiler import jax_compat
@@ -34,6 +35,7 @@ def count_elements(aval: Any) -> int:
     return math.prod(dims_of(aval))
 
 
+@lru_cache  # NumPy makes the name anew each time that it is asked for
 def item_bytes(dtype: Any) -> int:
     """Bytes of one element; none for float0 and where there is no array."""
     if dtype is None or getattr(dtype, "name", "") == "float0":

@@ -236,13 +236,14 @@ class _Fusion:
         limit = value.bytes if value.name in _SLICES else None
         for read in value.reads:
             taken = value in self._takers[read]
-            direct = {read: _Use(read.bytes, aligned=True)}
+            uses = known[read] if taken else {read: _Use(read.bytes, aligned=True)}
             straight = _is_aligned(value, read)
-            for leaf, use in (known[read] if taken else direct).items():
-                amount = use.bytes if limit is None else min(use.bytes, limit)
-                before = found.get(leaf)
-                aligned = straight and use.aligned and (before is None or before.aligned)
-                found[leaf] = _Use(max(amount, before.bytes if before else 0), aligned)
+            if straight and not found:
+                # As they are. After many steps θ is a sum of hundreds of values, each time of all.
+                found = uses.copy()
+                continue
+            for leaf, use in uses.items():
+                found[leaf] = _joined(found.get(leaf), use, limit, straight)
         return found
 
 
@@ -252,6 +253,15 @@ class _Use:
 
     bytes: int
     aligned: bool
+
+
+def _joined(before: _Use | None, use: _Use, limit: int | None, straight: bool) -> _Use:
+    """What a kernel reads of an operand, if it reads it in one more way."""
+    amount = use.bytes if limit is None else min(use.bytes, limit)
+    aligned = straight and use.aligned
+    if before is not None:
+        amount, aligned = max(amount, before.bytes), aligned and before.aligned
+    return use if amount == use.bytes and aligned == use.aligned else _Use(amount, aligned)
 
 
 def _is_aligned(value: Value, read: Value) -> bool:

@@ -94,10 +94,18 @@ _NOTHING = Peak(0, ())
 
 @dataclass(frozen=True)
 class _Highest:
-    """The highest point of a sweep so far: bytes, and the values and nested peak they are of."""
+    """The highest point of a sweep so far.
+
+    Arguments:
+        bytes: how much is alive.
+        buffers: what is alive there.
+        taken: the one of them that is written over, and no more.
+        nested: the peak inside of what runs there.
+    """
 
     bytes: int
-    values: tuple[Value, ...]
+    buffers: tuple[int, ...]
+    taken: int | None
     nested: Peak
 
 
@@ -138,7 +146,7 @@ class Sweeper:
         kernels = kernels_of(region)
         order = breadth_first(kernels)
         buffers = _Buffers(region, kernels, order)
-        highest = _Highest(0, (), _NOTHING)
+        highest = _Highest(0, (), None, _NOTHING)
         alive: dict[int, int] = {}
         total = 0
         for step, number in enumerate(order):
@@ -153,11 +161,10 @@ class Sweeper:
             if moments is not None:
                 moments.append(Moment(kernels[number].value, now, nested.bytes))
             if now > highest.bytes:
-                values = tuple(kernels[one].value for one in alive if one != taken)
-                highest = _Highest(now, values, nested)
+                highest = _Highest(now, tuple(alive), taken, nested)
             for dead in buffers.dying[step]:
                 total -= alive.pop(dead, 0)
-        return _described(highest)
+        return _described(highest, kernels)
 
     def _nested(self, value: Value) -> Peak:
         if value.nested is None:
@@ -187,7 +194,8 @@ class _Buffers:
             self._assign(number, len(order))
         # Lent buffers are the caller's memory: results, what a loop's next step starts from, and
         # what fits into a result's memory before the result is written.
-        self._lent = self._results_memory(region) | self._carried(region)
+        results = {self._owner[self._position[value]] for value in region.outputs}
+        self._lent = results | self._carried(region)
         self._lent |= self._inside_results(region)
         self.dying: list[list[int]] = [[] for _ in range(len(order) + 1)]
         """For each step, the buffers that nobody needs after it."""
@@ -230,9 +238,6 @@ class _Buffers:
         return owner if is_ours and is_free else number
 
     # --- memory that is not the region's own ------------------------------------------------------
-
-    def _results_memory(self, region: Graph) -> set[int]:
-        return {self._owner[self._position[value]] for value in region.outputs}
 
     def _carried(self, region: Graph) -> set[int]:
         """What a loop's body writes over the value that it was given."""
@@ -295,8 +300,8 @@ class _Buffers:
         return None
 
 
-def _described(highest: _Highest) -> Peak:
-    own = map(_alive, highest.values)
+def _described(highest: _Highest, kernels: list[Kernel]) -> Peak:
+    own = [_alive(kernels[one].value) for one in highest.buffers if one != highest.taken]
     alive = sorted((*own, *highest.nested.alive), key=lambda one: one.bytes, reverse=True)
     return Peak(highest.bytes, tuple(alive))
 

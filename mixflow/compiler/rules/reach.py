@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from operator import or_
 from typing import Any
 
-from jax.extend.core import Literal
+from jax.extend.core import Jaxpr, Literal, Var
 
 from mixflow.compiler.jaxprs.interpretation import Interpretation
 from mixflow.compiler.jaxprs.values import is_inexact
@@ -104,14 +104,24 @@ def reached_variables(jaxpr: Any, moving: Sequence[bool]) -> set[Any]:
         moving: for each input, whether it has a tangent. Integers have none.
     """
     opened = getattr(jaxpr, "jaxpr", jaxpr)
-    reach, reached = Reach(), set[Any]()
     flags = _flags(jaxpr, moving)
-    reached.update(var for var, flag in zip(opened.invars, flags, strict=True) if flag)
-    for eqn in opened.eqns:
-        args = [int(not isinstance(atom, Literal) and atom in reached) for atom in eqn.invars]
-        results = reach.equation(eqn, args)
-        reached.update(var for var, flag in zip(eqn.outvars, results, strict=True) if flag)
-    return reached
+    sources = {var: 1 for var, flag in zip(opened.invars, flags, strict=True) if flag}
+    return {var for var, reached_by in reaching(opened, sources).items() if reached_by}
+
+
+def reaching(jaxpr: Jaxpr, sources: Mapping[Var, int]) -> dict[Any, int]:
+    """Which sources' tangents reach each variable of a program itself, as the bits of a number.
+
+    Arguments:
+        jaxpr: the program.
+        sources: variables that have a tangent of their own, inputs or not, each with its bit.
+    """
+    reach, facts = Reach(), dict[Any, int](sources)
+    for eqn in jaxpr.eqns:
+        args = [0 if isinstance(atom, Literal) else facts.get(atom, 0) for atom in eqn.invars]
+        for var, fact in zip(eqn.outvars, reach.equation(eqn, args), strict=True):
+            facts[var] = fact | sources.get(var, 0)
+    return facts
 
 
 def _flags(jaxpr: Any, moving: Sequence[bool]) -> list[bool]:

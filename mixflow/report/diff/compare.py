@@ -179,7 +179,8 @@ def _region(status: str, old: dict[str, Any] | None, new: dict[str, Any] | None)
 def _lines(old: dict[str, int], new: dict[str, int]) -> tuple[LineChange, ...]:
     """Lines in order are aligned by file and count, so that those which have only moved fit."""
     before, after = _in_order(old), _in_order(new)
-    matcher = SequenceMatcher(None, *map(_alignable, (before, after)), autojunk=False)
+    sides = [[(without_lines(at), count) for at, count in side] for side in (before, after)]
+    matcher = SequenceMatcher(None, *sides, autojunk=False)
     changes: list[LineChange] = []
     for tag, *edges in matcher.get_opcodes():
         if tag == "equal":
@@ -215,10 +216,6 @@ def _moved_together(old: list[_Line], new: list[_Line]) -> bool:
 def _order(at: str) -> tuple[str, int]:
     file, _, line = at.rpartition(":")
     return file, int(line) if line.isdigit() else 0
-
-
-def _alignable(lines: list[_Line]) -> list[tuple[str, int]]:
-    return [(without_lines(at), count) for at, count in lines]
 
 
 def _line(old: _Line | None, new: _Line | None) -> LineChange:

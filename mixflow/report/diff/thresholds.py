@@ -80,9 +80,6 @@ def parse_requirement(text: str) -> Requirement:
     """
     entry, _, name = text.rpartition(":")
     if name not in PASSES:
-        raise InputError(f"--require {text!r}: there is no pass {name!r}; there are {_names()}")
+        names = ", ".join(PASSES)
+        raise InputError(f"--require {text!r}: there is no pass {name!r}; there are {names}")
     return Requirement(name, entry or None)
-
-
-def _names() -> str:
-    return ", ".join(PASSES)

@@ -66,11 +66,11 @@ def title(diff: SnapshotDiff) -> str:
 
 def sides(diff: SnapshotDiff) -> str:
     """Versions and backends."""
-    return " → ".join(dict.fromkeys(map(_side, (diff.old, diff.new))))
-
-
-def _side(side: dict[str, str]) -> str:
-    return f"JAX {side['jax']}, mixflow {side['mixflow']}, {side['backend']}"
+    sides = [
+        f"JAX {side['jax']}, mixflow {side['mixflow']}, {side['backend']}"
+        for side in (diff.old, diff.new)
+    ]
+    return " → ".join(dict.fromkeys(sides))
 
 
 # --- figures --------------------------------------------------------------------------------------

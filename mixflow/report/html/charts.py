@@ -62,7 +62,8 @@ def peak_chart(programs: Sequence[Memory]) -> dict[str, Any]:
     """What is alive at each program's peak, by the source line that computes it."""
     unit, size = _unit(max(program.peak for program in programs))
     lines = {program.name: _by_line(program.buffers) for program in programs}
-    largest = {at: max(_bytes(one.get(at, ())) for one in lines.values()) for at in _places(lines)}
+    places = {at for found in lines.values() for at in found}
+    largest = {at: max(_bytes(one.get(at, ())) for one in lines.values()) for at in places}
     ordered = sorted(largest, key=lambda at: (-largest[at], at))
     shown = [at for at in ordered if largest[at] >= _LEAST_OF_LINE * largest[ordered[0]]]
     shown = shown[:_MOST_LINES]
@@ -209,10 +210,6 @@ def _by_line(buffers: Sequence[Buffers]) -> dict[str, list[Buffers]]:
     for one in buffers:
         found[one.at].append(one)
     return dict(found)
-
-
-def _places(lines: dict[str, dict[str, list[Buffers]]]) -> set[str]:
-    return {at for found in lines.values() for at in found}
 
 
 def _bytes(buffers: Sequence[Buffers]) -> int:

@@ -100,13 +100,13 @@ def _loop(op: ScanOp) -> tuple[str, str, tuple[str, ...]] | None:
     if is_inner_loop(op):
         return "loop", f"inner loop, {op.length} steps", ()
     if is_level(inner):
-        return "loop", f"level of {op.length}", ("runs its steps again going back",)
+        return "loop", f"level of {op.length}", ("reruns its steps going back",)
     is_empty = next(_inside(op.regions[0].block), None) is None
     return None if is_empty else ("loop", f"loop, {op.length} steps", ())
 
 
 def _checkpoint(op: CheckpointOp) -> tuple[str, str, tuple[str, ...]]:
-    again = ("keeps its inputs, runs again going back",)
+    again = ("saves its inputs, is rerun going back",)
     if is_level(op):
         return "step", _step(op), again
     if op.made_by is None:

@@ -65,7 +65,7 @@ class Leaf:
         """Whether it is right about an array of the exported program. A damaged one is not."""
         try:
             spec = self.spec
-            shape = self.shape if self.key_impl is None else _decoded_shape(self)
+            shape = self.shape if self.key_impl is None else jax.eval_shape(self.decode, spec).shape
         except (TypeError, ValueError):  # no such type, or no such PRNG
             return False
         plain = Leaf.of(self.name, aval)
@@ -154,10 +154,6 @@ def _key_leaf(name: str, aval: Any, donated: bool) -> Leaf:
     return Leaf(
         name, aval.shape, str(aval.dtype), data.shape, data.dtype.name, kinds[0], False, donated
     )
-
-
-def _decoded_shape(leaf: Leaf) -> tuple[int, ...]:
-    return jax.eval_shape(leaf.decode, leaf.spec).shape
 
 
 def _type_name(value: Any) -> str:

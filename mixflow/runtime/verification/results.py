@@ -63,12 +63,8 @@ def _errors(result: Any, expected: Any) -> list[float]:
 
 
 def _arrays(tree: Any) -> list[np.ndarray]:
-    leaves = [leaf for leaf in tree_leaves(tree) if not _is_float0(leaf)]
+    leaves = [x for x in tree_leaves(tree) if getattr(x, "dtype", None) != jax.dtypes.float0]
     return [np.asarray(jax.random.key_data(x) if _is_key(x) else x) for x in leaves]
-
-
-def _is_float0(leaf: Any) -> bool:
-    return getattr(leaf, "dtype", None) == jax.dtypes.float0
 
 
 def _is_key(leaf: Any) -> bool:

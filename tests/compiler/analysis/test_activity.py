@@ -70,11 +70,12 @@ def test_of_three_gradients_the_two_inner_ones_are_active():
     [
         lambda eta: X + 0 * eta.shape[0],
         jax.lax.stop_gradient,
+        jnp.floor,
         lambda eta: eta.astype(int).astype(float),
         lambda eta: (eta > 0) * 1.0,
         lambda eta: jnp.argsort(eta) * 1.0,
     ],
-    ids=["constant", "stop_gradient", "integers", "booleans", "indices"],
+    ids=["constant", "stop_gradient", "floor", "integers", "booleans", "indices"],
 )
 def test_a_gradient_that_the_input_does_not_reach_is_inactive(cut):
     assert active_pullbacks(lambda eta: gradient(cut(eta)) + eta) == (0, 1)

@@ -20,6 +20,7 @@ READ: dict[str, tuple[Callable[..., Any], set[str]]] = {
     "add": (lambda x, y, i: x + y, set()),
     "transpose": (lambda x, y, i: x.T, set()),
     "sign": (lambda x, y, i: jnp.sign(x), set()),
+    "floor": (lambda x, y, i: jnp.floor(x), set()),
     "scatter": (lambda x, y, i: x.at[i].set(0.0, mode="promise_in_bounds"), {"other"}),
     "exp": (lambda x, y, i: jnp.exp(x), {"result"}),
     "tanh": (lambda x, y, i: jnp.tanh(x), {"result"}),
@@ -28,6 +29,10 @@ READ: dict[str, tuple[Callable[..., Any], set[str]]] = {
     "mul": (lambda x, y, i: x * y, {"x", "y"}),
     "dot_general": (lambda x, y, i: x @ y, {"x", "y"}),
     "div": (lambda x, y, i: x / y, {"x", "y"}),
+    "triangular_solve": (
+        lambda x, y, i: jax.lax.linalg.triangular_solve(x, y, left_side=True),
+        {"x", "result"},
+    ),
 }
 
 

@@ -55,7 +55,7 @@ def units_of(schedule: Schedule) -> list[int]:
 
 
 def cost_of(chain: Chain, schedule: Schedule) -> tuple[float, float]:
-    """What a schedule runs again, and its peak, by going through it step by step."""
+    """What a schedule reruns, and its peak, by going through it step by step."""
     rerun, peak, stored = 0.0, 0.0, 0.0
     is_entry_stored = True
     for place, part in enumerate(schedule):

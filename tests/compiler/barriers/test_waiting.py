@@ -17,7 +17,7 @@ W, X = jnp.linspace(-1.0, 1.0, 12).reshape(4, 3), jnp.linspace(0.0, 2.0, 20).res
 
 
 def second_runs(closed: Any) -> list[Any]:
-    """The checkpoints that are run again, which is where barriers stand."""
+    """The checkpoints that are rerun, which is where barriers stand."""
     found = [eqn for eqn in equations(closed.jaxpr) if "prevent_cse" in eqn.params]
     return [eqn for eqn in found if eqn.params["differentiated"]]
 

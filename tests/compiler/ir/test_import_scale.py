@@ -41,12 +41,21 @@ def test_ten_thousand_equations_import_and_verify():
 
 def test_two_thousand_equations_go_through_the_passes():
     captured = captures(jax.grad(lambda x: jnp.sum(long_chain(x, 2_000))), jnp.ones(3))
-    optimised = optimise(captured, parse_passes(DEFAULT_PIPELINE), differentiated=True)
+    passes = DEFAULT_PIPELINE.replace("roll-repeated-blocks,", "")
+    optimised = optimise(captured, parse_passes(passes), differentiated=True)
     assert optimised.module is not None
     ops = list(optimised.module.walk())
     assert sum(isinstance(op, LeafOp) for op in ops) == 2_001  # and the sum
     assert [op.rule is not None for op in ops if isinstance(op, VjpOp)] == [True]
     check_jaxpr(optimised.jaxpr.jaxpr)
+
+
+def test_a_hundred_thousand_equations_are_rolled():
+    """The time that it takes is that of going through them once: no test depends on it."""
+    captured = captures(lambda x: jnp.sum(long_chain(x, 100_000)), jnp.ones(3))
+    optimised = optimise(captured, parse_passes("roll-repeated-blocks"), differentiated=False)
+    assert optimised.module is not None
+    assert sum(isinstance(op, LeafOp) for op in optimised.module.walk()) == 3
 
 
 def test_forty_levels_of_nesting_go_through():

@@ -192,7 +192,7 @@ class JitOp(RegionOp):
 class CheckpointOp(ReadableOp):
     """`jax.checkpoint`: the user's (with its equation), or one that a pass has made.
 
-    A pass gives its own name, and those of the values that are saved; all else is recomputed. One
+    A pass gives its own name, and those of the values that are saved; all else is rerun. One
     that stands `inline`, with its recomputation in the same straight line, needs barriers: for all
     of its inputs, or for those that `barriers` says.
     """
