@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from mixflow.planner.pipeline import PREPARE, ROLLED, Optimised
@@ -73,23 +73,45 @@ class Plan:
         """The pipeline, as `mixflow.compile(passes=...)` takes it."""
         if self in (Plan(), Plan(fused=True)):
             return "fuse-value-and-pullback" if self.fused else ""
-        found = [ROLLED if self.rolled else PREPARE]
-        if self.peeled:
-            found.append("peel-inactive-step")
-        if self.symmetric:
-            found.append("forward-over-reverse")
-        if self.transposed:
-            found.append("reverse-over-forward")
+        return ",".join([ROLLED if self.rolled else PREPARE, *self.parts.values()])
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """The passes after those that every plan begins with: name and text, in order."""
+        switches = {
+            "peel-inactive-step": self.peeled,
+            "forward-over-reverse": self.symmetric,
+            "reverse-over-forward": self.transposed,
+            "checkpoint-inner-loop": self.levels > 0,
+            "save-inner-gradients": self.gradients,
+            "keep-first-products": self.products and not self.repeats,
+            "segment-loss": self.slack is not None,
+        }
+        found = {name: name for name, is_on in switches.items() if is_on}
         if self.levels:
             respect = " respect=true" if self.respect else ""
-            found.append(f"checkpoint-inner-loop{{levels={self.levels}{respect}}}")
-        if self.gradients:
-            found.append("save-inner-gradients")
-        if self.products and not self.repeats:
-            found.append("keep-first-products")
+            found["checkpoint-inner-loop"] += f"{{levels={self.levels}{respect}}}"
         if self.slack is not None:
-            found.append(f"segment-loss{{slack={self.slack} rerun={self.rerun}}}")
-        return ",".join(found)
+            found["segment-loss"] += f"{{slack={self.slack} rerun={self.rerun}}}"
+        return found
+
+    def only(self, working: AbstractSet[str]) -> Plan:
+        """The plan without its passes that are not among these, by name."""
+        levels = self.levels if "checkpoint-inner-loop" in working else 0
+        slack = self.slack if "segment-loss" in working else None
+        return Plan(
+            fused=self.fused,
+            rolled=self.rolled and "roll-repeated-blocks" in working,
+            peeled=self.peeled and "peel-inactive-step" in working,
+            symmetric=self.symmetric and "forward-over-reverse" in working,
+            transposed=self.transposed and "reverse-over-forward" in working,
+            levels=levels,
+            respect=self.respect and levels > 0,
+            gradients=self.gradients and "save-inner-gradients" in working,
+            products=self.products and "keep-first-products" in working,
+            slack=slack,
+            rerun=1.0 if slack is None else self.rerun,
+        )
 
 
 @dataclass(frozen=True)
@@ -130,8 +152,8 @@ class Candidate:
 
 
 def score(total_bytes: float, seconds: float) -> float:
-    """Bytes and seconds in one figure, the less the better: 10% longer has to be 5% less."""
-    return total_bytes * math.sqrt(seconds)
+    """Bytes and seconds in one figure, the less the better: 10% longer has to be a quarter less."""
+    return total_bytes * seconds**3
 
 
 def balanced(figures: Sequence[tuple[float, float]]) -> int:

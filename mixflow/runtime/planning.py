@@ -13,8 +13,10 @@ from mixflow.compiler.capture.capture import Captured
 from mixflow.compiler.ir.dialects.remarks import DECLINED, Remark
 from mixflow.compiler.jaxprs.sizes import OPEN_SIZE
 from mixflow.errors import BudgetError
+from mixflow.planner.candidates import Candidates
 from mixflow.planner.pipeline import Optimised, optimise, parse_passes
 from mixflow.planner.plan import Candidate, Wishes, balanced
+from mixflow.planner.reasons import declines
 from mixflow.planner.search import Planner
 from mixflow.runtime.arguments import has_open_sizes
 from mixflow.runtime.backend import planning_device
@@ -172,10 +174,10 @@ class Chooser:
     def _choose(
         self, captured: Captured, use: Usage, planner: Planner, candidate: Candidate
     ) -> Chosen:
-        declines = planner.declines(candidate)
+        left = declines(planner.candidates, candidate)
         if self._budget is not None and has_open_sizes(captured.jaxpr.in_avals):
-            declines = (*declines, _UNCONFIRMED)
-        chosen = Chosen(candidate.plan.passes, declines)
+            left = (*left, _UNCONFIRMED)
+        chosen = Chosen(candidate.plan.passes, left)
         self._known.add(captured, use, chosen)
         return chosen
 
@@ -199,7 +201,7 @@ class Chooser:
         avals: list[Any] = captured.jaxpr.in_avals
         # On an explicit mesh types say it, to whoever calls.
         sharded = use.sharded or any(any(aval.sharding.spec) for aval in avals)
-        return Planner(
+        candidates = Candidates(
             captured,
             differentiated=use.differentiated,
             device=device,
@@ -207,3 +209,4 @@ class Chooser:
             loss=use.loss,
             wishes=Wishes(self._options.respect_checkpoints, self._options.roll),
         )
+        return Planner(candidates)

@@ -15,7 +15,7 @@ class Case:
         steps: the meta steps in which its meta-loss is seen to fall.
         fall: by how much it falls at least, from the first few steps to the last few.
         small: constants of the module that make it small enough for tests, by name.
-        rewritten: whether its gradient is reverse over reverse, and becomes forward over reverse.
+        rewritten: whether its gradient is reverse over reverse, and may be forward over reverse.
         entry: the name of the function that is compiled.
         has_aux: whether it returns auxiliary data beside the meta-loss.
     """

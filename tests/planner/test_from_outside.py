@@ -10,6 +10,7 @@ import pytest
 from support import assert_close
 
 import mixflow
+from mixflow.planner.plan import Plan
 
 KEYS = jax.random.split(jax.random.key(0), 5)
 LAYERS = [0.3 * jax.random.normal(key, (8, 8)) for key in KEYS[:3]]
@@ -71,20 +72,31 @@ def run(jitted: Any) -> tuple[Any, int]:
     return compiled(ETA, LAYERS), compiled.memory_analysis().temp_size_in_bytes
 
 
-@pytest.mark.parametrize(
-    "loss",
-    [physics_informed, force_matching, gradient_penalty, sharpness_aware],
-    ids=lambda loss: loss.__name__,
-)
+LOSSES = [physics_informed, force_matching, gradient_penalty, sharpness_aware]
+REWRITTEN = Plan(symmetric=True, transposed=True, levels=1, gradients=True)
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.__name__)
 def test_outside_it_comes_to_the_same(loss: Any) -> None:
     f = jax.value_and_grad(meta(loss))
     expected, plain = run(jax.jit(f))
     inside, whole = run(mixflow.compile(f))
-    options = mixflow.compiler_options() or None
-    outer = jax.value_and_grad(mixflow.compile(meta(loss)))
-    outside, apart = run(jax.jit(outer, compiler_options=options))
+    outside, apart = from_outside(meta(loss))
     assert_close(inside, expected)
     assert_close(outside, expected)
-    # JAX 0.10 copies what passes a barrier: see mixflow/compiler/barriers/lowering.py.
-    assert apart < (1.3 if jax.__version_info__ >= (0, 11) else 1.4) * whole
     assert max(apart, whole) < 0.7 * plain
+
+
+def from_outside(meta_loss: Any, **options: Any) -> tuple[Any, int]:
+    """The value and gradient of the compiled loss itself."""
+    outer = jax.value_and_grad(mixflow.compile(meta_loss, **options))
+    return run(jax.jit(outer, compiler_options=mixflow.compiler_options() or None))
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.__name__)
+def test_one_plan_takes_the_same_memory_outside(loss: Any) -> None:
+    """The chosen plans may differ: inside, the first step is known not to reach the weights."""
+    passes = REWRITTEN.passes
+    _, inside = run(mixflow.compile(jax.value_and_grad(meta(loss)), passes=passes))
+    _, outside = from_outside(meta(loss), passes=passes)
+    assert outside < 1.3 * inside

@@ -14,8 +14,9 @@ from support import assert_close, captures
 
 import mixflow
 from mixflow.errors import BudgetError, InputError
+from mixflow.planner.candidates import Candidates
 from mixflow.planner.device import CPU, GPU
-from mixflow.planner.plan import Plan
+from mixflow.planner.plan import Plan, balanced
 from mixflow.planner.search import SAVED_AT_LEAST, Planner
 from mixflow.runtime.measure import total_bytes
 
@@ -24,7 +25,8 @@ LEFT_ALONE = Plan(fused=True).passes
 
 
 def planner_of(f, *args, **options):
-    return Planner(captures(f, *args), **{"differentiated": False, "device": CPU, **options})
+    given = {"differentiated": False, "device": CPU, **options}
+    return Planner(Candidates(captures(f, *args), **given))
 
 
 def compiled(f, *args):
@@ -84,10 +86,10 @@ def test_deeper_nests_than_the_best_are_for_budgets_only(monkeypatch):
     monkeypatch.setattr("mixflow.planner.plan.SLOWEST", 1.0)  # the best is the fastest
     planner = planner_of(GRADIENT, *momentum_args(**{**LONG, "steps": 256, "batch": 8}))
     (chosen,) = planner.best()
-    deepest = max(one.plan.levels for one in planner.considered)
-    assert deepest == chosen.plan.levels + 1
+    deepest = max(one.plan.levels for one in planner.candidates.considered)
+    assert deepest == chosen.plan.levels
     planner.best(budget=1000)
-    assert max(one.plan.levels for one in planner.considered) > deepest
+    assert max(one.plan.levels for one in planner.candidates.considered) > deepest
 
 
 def test_of_plans_that_are_as_good_the_one_that_does_the_least_is_taken():
@@ -96,8 +98,34 @@ def test_of_plans_that_are_as_good_the_one_that_does_the_least_is_taken():
     for needed, best in [(1.005e6, simple), (1.02e6, segmented)]:
         for plan, size in [(segmented, 1e6), (simple, needed)]:
             costed = dataclasses.replace(planner.candidate(plan), total_bytes=size, seconds=1.0)
-            planner._costed[plan] = costed
+            planner.candidates._costed[plan] = costed
         assert planner._balanced.plan == best
+
+
+def test_a_pass_that_does_nothing_is_not_in_the_plan_and_the_report_says_why():
+    def meta_loss(eta, theta, x):
+        def step(theta, _):  # without momentum nothing reads the gradient going back
+            gradient = jax.grad(deep_loss)(theta, eta, x)
+            return jax.tree.map(lambda t, g: t - 0.1 * g, theta, gradient), None
+
+        return deep_loss(jax.lax.scan(step, theta, length=6)[0], jnp.zeros_like(eta), x)
+
+    eta, theta, xs = momentum_args(**DEEP)
+    f, args = jax.value_and_grad(meta_loss), (eta["weights"], theta, xs[0])
+    planner = planner_of(f, *args)
+    wish = Plan(symmetric=True, levels=1)
+    saving = dataclasses.replace(wish, gradients=True)
+    assert planner.candidate(saving) is planner.candidate(wish)
+    program = mixflow.compile(f).optimised(*args)
+    assert "save-inner-gradients" not in program.passes
+    assert "save-inner-gradients" in {remark.by for remark in program.declines}
+    assert mixflow.compile(f, passes=program.passes).ir(*args) == mixflow.compile(f).ir(*args)
+
+
+def test_a_tenth_more_time_has_to_save_a_quarter_of_the_memory():
+    assert balanced([(1.0, 1.0), (0.74, 1.1)]) == 1
+    assert balanced([(1.0, 1.0), (0.76, 1.1)]) == 0
+    assert balanced([(1.0, 1.0), (0.01, 1.4)]) == 0  # unasked, nobody waits so long
 
 
 def test_what_is_differentiated_outside_is_planned_for_that():
@@ -305,7 +333,7 @@ def test_without_barriers_nothing_is_cut():
     device = dataclasses.replace(CPU, keeps_barriers=False)
     planner = planner_of(GRADIENT, *momentum_args(**DEEP), device=device)
     planner.best()
-    assert all(one.plan.slack is None for one in planner.considered)
+    assert all(one.plan.slack is None for one in planner.candidates.considered)
 
 
 def test_the_device_s_figures_decide_what_time_is():
@@ -408,10 +436,10 @@ def test_what_would_help_fits_the_program(program, helps):
 
 
 def test_plain_jax_is_not_costed_where_it_saves_far_too_much():
-    args = momentum_args(**DEEP)
+    args = momentum_args(layers=16, batch=256, width=2, wide=64, steps=6)
     planner, plain = planner_of(GRADIENT, *args), Plan(fused=True)
     best = planner.best()[0]
-    assert all(one.plan != plain for one in planner.considered)
+    assert all(one.plan != plain for one in planner.candidates.considered)
     # It would not have been taken: that it takes so much is true.
     assert planner.candidate(plain).score > 2 * best.score
     assert total(jax.jit(GRADIENT), *args) > SAVED_AT_LEAST * planner.facts.residual_bytes
@@ -551,5 +579,5 @@ def test_nothing_is_rolled_where_arguments_are_in_parts_on_several_devices():
     whole, parts = planner_of(f, *args), planner_of(f, *args, sharded=True)
     whole.best()
     parts.best()
-    assert any(one.plan.rolled for one in whole.considered)
-    assert not any(one.plan.rolled for one in parts.considered)
+    assert any(one.plan.rolled for one in whole.candidates.considered)
+    assert not any(one.plan.rolled for one in parts.candidates.considered)
