@@ -16,6 +16,20 @@ REASONS: dict[str, tuple[str, ...]] = {
     ),
     "`saved_residuals` lists what JAX saves for a derivative: a captured one saves its point": (
         "testSoftmaxGradFlag",
+        "test_constants_not_hoisted",
+        "test_name_",
+        "test_saved_residuals_utility",
+    ),
+    "it counts what JAX traces or compiles: a captured derivative is traced once more": (
+        "test_fwd_caching",
+        "test_grad_of_jit_compilation_caching2",
+        "test_pmap_global_cache",
+        "test_remat_eval_counter",
+        "test_vjp_caching",
+        "test_vmap_caching",
+    ),
+    "a primitive without any rule is missed when its function is traced, not differentiated": (
+        "test_unimplemented_interpreter_rules",
     ),
 }
 """For each reason, the tests that it goes for: their names' beginnings."""

@@ -64,8 +64,8 @@ def _times(amount: float | None, count: int | None) -> float | None:
 NOTHING = Cost(0.0, 0)
 
 MATERIAL = (
-    *("dot_general", "conv", "reduce", "cum", "arg", "sort", "gather", "scatter", "dynamic_"),
-    *("triangular", "cholesky", "lu", "qr", "eigh", "svd", "fft", "random", "threefry"),
+    *("dot_general", "conv_general", "reduce", "cum", "arg", "sort", "gather", "scatter"),
+    *("dynamic_", "triangular", "cholesky", "lu", "qr", "eigh", "svd", "fft", "random", "threefry"),
 )
 """How the names of primitives begin that read and write memory; others are fused into them."""
 

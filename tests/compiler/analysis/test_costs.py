@@ -211,5 +211,7 @@ def test_exponentials_and_their_like_are_counted_beside_the_flops():
 def test_what_is_fused_moves_no_bytes():
     cost = program_cost(jax.make_jaxpr(lambda a: jnp.sin(a) * 2.0 + a)(jnp.ones((8, 8))))
     assert cost.bytes == 0.0
+    cast = program_cost(jax.make_jaxpr(lambda a: a.astype(jnp.bfloat16) * 2)(jnp.ones((8, 8))))
+    assert cast.bytes == 0.0
     found = program_cost(jax.make_jaxpr(lambda a: jnp.sin(a @ a))(jnp.ones((8, 8), jnp.float32)))
     assert found.bytes == 3 * 4 * 64
