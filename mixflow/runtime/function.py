@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.core
+from jax.extend.core import ClosedJaxpr
 from jax.tree_util import tree_leaves, tree_unflatten
 from xdsl.passes import PassPipeline
 
 from mixflow.compiler import jax_compat
 from mixflow.compiler.capture.capture import Captured
 from mixflow.compiler.derivative.meshes import on_hidden_meshes
+from mixflow.compiler.derivative.spelling import spell_all_out
 from mixflow.compiler.recording import current_recording
 from mixflow.errors import BudgetError, InputError
 from mixflow.planner.pipeline import Optimised, import_only, optimise, parse_passes
@@ -25,7 +27,7 @@ from mixflow.runtime.budget import budget_bytes
 from mixflow.runtime.measure import copied, total_bytes
 from mixflow.runtime.options import Options
 from mixflow.runtime.planning import Chooser, Usage
-from mixflow.runtime.staged import Signatures, Staged
+from mixflow.runtime.staged import Signatures, Staged, planned
 from mixflow.runtime.verification.noise import MovedRoundings
 from mixflow.runtime.verification.results import verify_results
 from mixflow.units import format_bytes
@@ -115,15 +117,19 @@ class CompiledFunction:
     def _fit(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._pipeline is not None:
             return self._checked(self._top(args, kwargs), args, kwargs)
-        captured, use = self._captured(args, kwargs), self._use(args, kwargs)
+        use = self._use(args, kwargs)
         jits: dict[str, Any] = {}
 
         def jit(passes: str) -> Any:
             return jits.setdefault(passes, self._jit(parse_passes(passes), use))
 
         choose = self._chooser.autotune if self._options.autotune else self._chooser.confirm
-        choose(captured, use, jit, args, kwargs)
-        return jit(self._chooser.optimised(captured, use).passes)
+
+        def plan(captured: Captured) -> Any:
+            choose(captured, use, jit, args, kwargs)
+            return jit(self._chooser.optimised(captured, use).passes)
+
+        return planned(functools.partial(self._captured, args, kwargs), plan)[1]
 
     def _checked(self, jitted: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The jit of the passes that were given, if it is within the budget."""
@@ -214,10 +220,13 @@ class CompiledFunction:
             An `Optimised`: the plan, what was rewritten, what was declined, and the IR.
         """
         args = args or self.examples or ()
-        captured = self._captured(args, kwargs)
         use = self._use(args, kwargs, differentiated=differentiated)
         traced, _ = self._arguments.traced(args, kwargs)
-        return self._optimised(captured, self._pipeline, use.of_result(captured, traced))
+
+        def plan(captured: Captured) -> Optimised:
+            return self._optimised(captured, self._pipeline, use.of_result(captured, traced))
+
+        return planned(functools.partial(self._captured, args, kwargs), plan)[1]
 
     def ir(
         self, *args: Any, before: bool = False, differentiated: bool = False, **kwargs: Any
@@ -271,22 +280,30 @@ class CompiledFunction:
                 # A pass would drop a second use of a key that is dead or equal to the first.
                 return self._fun(*args, **kwargs)
             call = Staged.of(self._fun, self._arguments, args, kwargs)
-            captured = call.capture(self._options)
             traced, _ = self._arguments.traced(args, kwargs)
-            program = self._optimised(captured, pipeline, use.of_result(captured, traced)).jaxpr
+
+            def plan(captured: Captured) -> ClosedJaxpr:
+                use_here = use.of_result(captured, traced)
+                program = self._optimised(captured, pipeline, use_here).jaxpr
+                spell_all_out(program.jaxpr)  # lowering does it as well, when it is too late
+                return program
+
+            captured, program = planned(functools.partial(call.capture, self._options), plan)
             results = jax.core.eval_jaxpr(program.jaxpr, program.consts, *call.arrays)
             return tree_unflatten(captured.out_tree, on_hidden_meshes(program, results))
 
         return staged
 
-    def _captured(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Captured:
+    def _captured(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], left_to_jax: str | None = None
+    ) -> Captured:
         """Capture under `jax.jit`, which knows what of the arguments is static."""
         found: list[Captured] = []
 
         @functools.wraps(self._fun, updated=())
         def stage(*args: Any, **kwargs: Any) -> Any:
             call = Staged.of(self._fun, self._arguments, args, kwargs)
-            found.append(call.capture(self._options))
+            found.append(call.capture(self._options, left_to_jax))
 
         jax.jit(stage, **self._options.static).trace(*args, **kwargs)
         return found[-1]

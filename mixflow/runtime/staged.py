@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from jax.tree_util import tree_flatten, tree_leaves, tree_unflatten
@@ -13,6 +13,8 @@ from jax.tree_util import tree_flatten, tree_leaves, tree_unflatten
 from mixflow.compiler.capture.capture import Captured, capture
 from mixflow.runtime.arguments import Arguments
 from mixflow.runtime.options import Options
+
+Plan = TypeVar("Plan")
 
 
 @dataclass(frozen=True)
@@ -36,15 +38,35 @@ class Staged:
         """Take apart a call that `jax.jit` traces."""
         return Staged(fun, arguments, args, kwargs, *tree_flatten(arguments.traced(args, kwargs)))
 
-    def capture(self, options: Options) -> Captured:
-        """Trace the call under mixflow."""
-        return capture(self.flat, self.arrays, options.assume_symmetric, self.fun)
+    def capture(self, options: Options, left_to_jax: str | None = None) -> Captured:
+        """Trace the call under mixflow, or as JAX's own for a reason."""
+        return capture(self.flat, self.arrays, options.assume_symmetric, self.fun, left_to_jax)
 
     def flat(self, *arrays: Any) -> Any:
         """The function of the arrays alone."""
         traced = tree_unflatten(self.tree, arrays)
         args, kwargs = self.arguments.with_traced(traced, self.args, self.kwargs)
         return self.fun(*args, **kwargs)
+
+
+def planned(
+    capture: Callable[..., Captured], plan: Callable[[Captured], Plan]
+) -> tuple[Captured, Plan]:
+    """A captured program, and what is made of it.
+
+    Where JAX has no derivative of what one of its rules computes, which plain JAX never asks for,
+    the program is JAX's own: a gradient in a gradient of `gammainc`, whose value nobody reads.
+
+    Arguments:
+        capture: traces the program; given a reason, as JAX's own.
+        plan: makes something of it.
+    """
+    try:
+        captured = capture()
+        return captured, plan(captured)
+    except NotImplementedError as error:
+        captured = capture(left_to_jax=f"JAX does not differentiate it as mixflow would: {error}")
+        return captured, plan(captured)
 
 
 @jax.tree_util.register_static

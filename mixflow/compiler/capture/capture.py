@@ -197,6 +197,7 @@ def capture(
     leaves: list[Any],
     assume_symmetric: str | tuple[str, ...] = (),
     source: Callable[..., Any] | None = None,
+    left_to_jax: str | None = None,
 ) -> Captured:
     """Trace a function of flat arrays under mixflow.
 
@@ -205,6 +206,7 @@ def capture(
         leaves: arrays, tracers, or `jax.ShapeDtypeStruct`.
         assume_symmetric: as for `mixflow.compile`.
         source: the user's function, for JAX's messages to name; by default `fun`.
+        left_to_jax: why none of its derivatives is to be captured; None to capture them.
 
     Raises:
         Whatever `fun` raises.
@@ -218,12 +220,7 @@ def capture(
         out_tree.append(tree_structure(result))
         return result
 
-    recording, jaxpr = _traced_whole(flat, leaves, assume_symmetric)
-    why = _why_not_at_all(jaxpr, recording)
-    if why:
-        recording = Recording()
-        recording.decline(why)
-        jaxpr = jax.make_jaxpr(flat)(*leaves)
+    recording, jaxpr = _traced(flat, leaves, assume_symmetric, left_to_jax)
     if not recording.declines:
         recording.declines.extend(itertools.islice(_unseen_derivatives(jaxpr), 1))
     jaxpr = without_flags(jaxpr)
@@ -231,6 +228,23 @@ def capture(
     with paused():
         with_effects = tuple(equations_with_effects(jaxpr.jaxpr))
     return Captured(jaxpr, out_tree[-1], declines, num_captured, with_effects)
+
+
+def _traced(
+    flat: Callable[..., Any],
+    leaves: list[Any],
+    assume_symmetric: str | tuple[str, ...],
+    left_to_jax: str | None,
+) -> tuple[Recording, ClosedJaxpr]:
+    """The trace with derivatives captured, or JAX's own and the reason."""
+    if left_to_jax is None:
+        recording, jaxpr = _traced_whole(flat, leaves, assume_symmetric)
+        left_to_jax = _why_not_at_all(jaxpr, recording)
+        if left_to_jax is None:
+            return recording, jaxpr
+    recording = Recording()
+    recording.decline(left_to_jax)
+    return recording, jax.make_jaxpr(flat)(*leaves)
 
 
 def _traced_whole(

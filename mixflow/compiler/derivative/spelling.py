@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import jax.core
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr
+from jax.extend.core import ClosedJaxpr, Jaxpr, jaxprs_in_params
 
 from mixflow.compiler import jax_compat
-from mixflow.compiler.derivative.vjp_primitive import traced_definition
+from mixflow.compiler.derivative.vjp_primitive import SYMBOLIC, traced_definition
 from mixflow.compiler.jaxprs.values import is_inexact, merge, partition, spec_of
 
 
@@ -29,6 +29,25 @@ def spell_out(eqn: Any) -> ClosedJaxpr:
     varies = any(aval.manual_axis_type.varying for aval in avals)
     with jax_compat.inside_mesh(mesh, checks_varying=varies):
         return traced_definition(eqn.primitive, avals, eqn.params)
+
+
+def spell_all_out(jaxpr: Jaxpr) -> None:
+    """Spell out the symbolic derivatives in a program, as lowering it will: they are remembered.
+
+    Raises:
+        NotImplementedError: JAX does not differentiate one of them.
+    """
+    for eqn in jaxpr.eqns:
+        if eqn.primitive in SYMBOLIC:
+            try:
+                spell_out(eqn)
+            except NotImplementedError:
+                raise
+            except Exception:  # it needs a mesh, for instance: lowering has it, or says it better
+                pass
+        else:
+            for inner in jaxprs_in_params(eqn.params):
+                spell_all_out(inner)
 
 
 def with_reverse_pass(closed: ClosedJaxpr) -> ClosedJaxpr:
