@@ -152,7 +152,7 @@ def test_a_short_loop_in_a_rule_takes_no_more_memory_than_the_function():
 
 
 def test_the_plan_takes_it_where_the_symmetric_rule_is_not_allowed():
-    eta, theta, xs = meta_args(steps=4, batch=64, width=8, layers=3)
+    eta, theta, xs = meta_args(steps=4, batch=64, width=8, layers=8)
 
     def loss(theta, eta, x):
         y = x
@@ -173,4 +173,4 @@ def test_the_plan_takes_it_where_the_symmetric_rule_is_not_allowed():
     expected, before = run_and_measure(jax.jit(f), eta, theta, xs)
     result, after = run_and_measure(compiled, eta, theta, xs)
     assert_close(result, expected)
-    assert after < 0.6 * before
+    assert after < 0.25 * before
