@@ -32,6 +32,21 @@ def momentum_meta_loss(eta, theta, xs, around=lambda step: step):
     return deep_loss(theta, jnp.zeros_like(eta["weights"]), xs[-1])
 
 
+def checkpointed_meta_loss(eta, theta, xs):
+    """The same with the user's own checkpoint around each step."""
+    return momentum_meta_loss(eta, theta, xs, jax.checkpoint)
+
+
+def descent_meta_loss(eta, theta, x):
+    """The loss after steps without momentum: nothing reads their gradients going back."""
+
+    def step(theta, _):
+        gradient = jax.grad(deep_loss)(theta, eta, x)
+        return jax.tree.map(lambda t, g: t - 0.1 * g, theta, gradient), None
+
+    return deep_loss(jax.lax.scan(step, theta, length=6)[0], jnp.zeros_like(eta), x)
+
+
 def momentum_args(layers=2, batch=6, width=4, wide=8, steps=3):
     keys = jax.random.split(jax.random.key(0), 2 * layers + 1)
     shapes = [(width, wide), (wide, width)] * layers

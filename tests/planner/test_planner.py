@@ -9,7 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from meta_losses import DEEP, LONG, deep_loss, momentum_args, momentum_meta_loss, quadratic
+from meta_losses import (
+    DEEP,
+    LONG,
+    checkpointed_meta_loss,
+    deep_loss,
+    descent_meta_loss,
+    momentum_args,
+    momentum_meta_loss,
+    quadratic,
+)
 from support import assert_close, captures
 
 import mixflow
@@ -103,15 +112,8 @@ def test_of_plans_that_are_as_good_the_one_that_does_the_least_is_taken():
 
 
 def test_a_pass_that_does_nothing_is_not_in_the_plan_and_the_report_says_why():
-    def meta_loss(eta, theta, x):
-        def step(theta, _):  # without momentum nothing reads the gradient going back
-            gradient = jax.grad(deep_loss)(theta, eta, x)
-            return jax.tree.map(lambda t, g: t - 0.1 * g, theta, gradient), None
-
-        return deep_loss(jax.lax.scan(step, theta, length=6)[0], jnp.zeros_like(eta), x)
-
     eta, theta, xs = momentum_args(**DEEP)
-    f, args = jax.value_and_grad(meta_loss), (eta["weights"], theta, xs[0])
+    f, args = jax.value_and_grad(descent_meta_loss), (eta["weights"], theta, xs[0])
     planner = planner_of(f, *args)
     wish = Plan(symmetric=True, levels=1)
     saving = dataclasses.replace(wish, gradients=True)
@@ -120,6 +122,17 @@ def test_a_pass_that_does_nothing_is_not_in_the_plan_and_the_report_says_why():
     assert "save-inner-gradients" not in program.passes
     assert "save-inner-gradients" in {remark.by for remark in program.declines}
     assert mixflow.compile(f, passes=program.passes).ir(*args) == mixflow.compile(f).ir(*args)
+
+
+def test_on_several_devices_a_plan_keeps_its_word_that_gradients_are_not_computed_again():
+    eta, theta, xs = momentum_args(**DEEP)
+    f, args = jax.value_and_grad(descent_meta_loss), (eta["weights"], theta, xs[0])
+    planner = planner_of(f, *args, sharded=True)
+    saving = Plan(symmetric=True, levels=1, gradients=True)
+    assert planner.candidate(saving).plan == saving  # though nothing is saved here
+    (chosen,) = planner.best()
+    assert chosen.plan.rewritten
+    assert not chosen.plan.repeats
 
 
 def test_a_tenth_more_time_has_to_save_a_quarter_of_the_memory():
@@ -143,10 +156,7 @@ def test_what_is_differentiated_outside_is_planned_for_that():
 
 @pytest.mark.parametrize("sizes", [DEEP, LONG])
 def test_a_program_with_a_checkpoint_of_the_users_comes_out_no_worse(sizes):
-    def by_hand(eta, theta, xs):
-        return momentum_meta_loss(eta, theta, xs, jax.checkpoint)
-
-    args, f = momentum_args(**sizes), jax.value_and_grad(by_hand)
+    args, f = momentum_args(**sizes), jax.value_and_grad(checkpointed_meta_loss)
     planner = planner_of(f, *args)
     (best,), theirs = planner.best(), planner.candidate(Plan(fused=True))
     assert best.total_bytes <= theirs.total_bytes
@@ -158,10 +168,7 @@ def test_a_program_with_a_checkpoint_of_the_users_comes_out_no_worse(sizes):
 
 @pytest.mark.parametrize("sizes", [DEEP, LONG])
 def test_a_checkpoint_of_the_users_stays_where_they_ask_for_that(sizes):
-    def by_hand(eta, theta, xs):
-        return momentum_meta_loss(eta, theta, xs, jax.checkpoint)
-
-    args, f = momentum_args(**sizes), jax.value_and_grad(by_hand)
+    args, f = momentum_args(**sizes), jax.value_and_grad(checkpointed_meta_loss)
     respected = mixflow.compile(f, respect_checkpoints=True)
     plan = respected.optimised(*args)
     assert "checkpoint-inner-loop" not in plan.passes
@@ -443,6 +450,20 @@ def test_plain_jax_is_not_costed_where_it_saves_far_too_much():
     # It would not have been taken: that it takes so much is true.
     assert planner.candidate(plain).score > 2 * best.score
     assert total(jax.jit(GRADIENT), *args) > SAVED_AT_LEAST * planner.facts.residual_bytes
+
+
+def test_plain_jax_is_not_costed_where_a_step_alone_takes_far_too_much(monkeypatch):
+    def squared(theta, x):  # cheap to run again
+        for inward, outward in theta:
+            x = x + jnp.square(jax.nn.relu(x @ inward)) @ outward
+        return x
+
+    monkeypatch.setattr("meta_losses.deep", squared)
+    planner, plain = planner_of(GRADIENT, *momentum_args(**DEEP)), Plan(fused=True)
+    best = planner.best()[0]
+    assert SAVED_AT_LEAST * planner.facts.residual_bytes < best.total_bytes
+    assert all(one.plan != plain for one in planner.candidates.considered)
+    assert planner.candidate(plain).score > 2 * best.score
 
 
 def test_steps_that_the_user_has_checkpointed_count_for_nothing_saved():
