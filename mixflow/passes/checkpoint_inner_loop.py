@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeGuard
 
 from xdsl.context import Context
 from xdsl.dialects.builtin import ModuleOp, StringAttr
+from xdsl.dialects.func import FuncOp
 from xdsl.ir import Block, Operation, Region
 from xdsl.passes import ModulePass
 from xdsl.pattern_rewriter import (
@@ -20,59 +22,16 @@ from xdsl.traits import is_side_effect_free
 from mixflow.compiler.analysis.activity import find_activity
 from mixflow.compiler.analysis.nesting import Nest, choose_nest
 from mixflow.compiler.ir.building import inline_body
-from mixflow.compiler.ir.dialects.jaxpr import CheckpointOp, ScanOp, YieldOp
-from mixflow.compiler.ir.dialects.mixflow import VjpOp
+from mixflow.compiler.ir.dialects.jaxpr import CheckpointOp, ReadableOp, ScanOp, YieldOp
 from mixflow.compiler.ir.dialects.remarks import declined, has_remark, rewrote
 from mixflow.compiler.ir.emitter import main_function
-from mixflow.passes.nested_scans import nest_scan
-
-
-def is_inner_loop(op: ScanOp) -> bool:
-    """Whether a loop takes gradient steps itself, not by way of a loop inside it."""
-    return any(isinstance(other, VjpOp) and _nearest_loop(other, op) is op for other in op.walk())
-
-
-def _nearest_loop(op: Operation, root: ScanOp) -> Operation | None:
-    parent = op.parent_op()
-    while parent is not None and parent is not root and not isinstance(parent, ScanOp):
-        parent = parent.parent_op()
-    return parent
-
-
-def is_checkpointed(op: ScanOp) -> bool:
-    """Whether every gradient in the body stands in a checkpoint already."""
-    bare = [other for other in op.regions[0].block.ops if not isinstance(other, CheckpointOp)]
-    return not any(map(_has_gradient, bare))
-
-
-def users_checkpoints(op: ScanOp) -> list[CheckpointOp]:
-    """The user's checkpoints in a loop's body that gradients stand in."""
-    found = [one for one in op.regions[0].block.ops if isinstance(one, CheckpointOp)]
-    return [one for one in found if one.equation is not None and _has_gradient(one)]
-
-
-def has_policy(op: CheckpointOp) -> bool:
-    """Whether a user's checkpoint says what it saves."""
-    return op.equation is not None and op.equation.data.params["policy"] is not None
-
-
-def users_steps(op: ScanOp) -> list[CheckpointOp]:
-    """The user's checkpoints that hold the step; none where a gradient stands outside of them."""
-    return users_checkpoints(op) if is_checkpointed(op) else []
-
-
-def are_left_to_user(theirs: list[CheckpointOp], *, respect: bool) -> bool:
-    """Whether checkpoints of the user's around a step are to stay.
-
-    Arguments:
-        theirs: from `users_steps`.
-        respect: whether those that do not say what they save are to stay as well.
-    """
-    return any(respect or has_policy(one) for one in theirs)
-
-
-def _has_gradient(op: Operation) -> bool:
-    return any(isinstance(inner, VjpOp) for inner in op.walk())
+from mixflow.passes.inner_loops.find import (
+    are_left_to_user,
+    inner_loops,
+    is_inner_loop,
+    users_steps,
+)
+from mixflow.passes.inner_loops.nested_scans import nest_scan
 
 
 def is_level(op: Operation | None) -> TypeGuard[CheckpointOp]:
@@ -101,16 +60,20 @@ def checkpoint_body(block: Block) -> CheckpointOp:
 
 @dataclass
 class CheckpointBody(RewritePattern):
-    """Checkpoint the body of each loop that was found active, after nesting it."""
+    """Checkpoint the bodies of some loops, after nesting those.
 
-    active: set[ScanOp]
-    levels: int
+    Arguments:
+        levels: the loops, and how deep each is nested at most.
+        respect: whether a step that the user has put in a `jax.checkpoint` stays as it is.
+    """
+
+    levels: Mapping[ScanOp, int]
     respect: bool = False
 
     @op_type_rewrite_pattern
     def match_and_rewrite(self, op: ScanOp, rewriter: PatternRewriter) -> None:
         name = CheckpointInnerLoop.name
-        if op not in self.active or has_remark(op, name) or not is_inner_loop(op):
+        if op not in self.levels or has_remark(op, name):
             return
         # Its body is a step that this pass has made already: the pass has run before.
         if is_level(op.regions[0].block.first_op):
@@ -126,18 +89,18 @@ class CheckpointBody(RewritePattern):
             why = "a custom rule in the step has effects, which must not happen twice"
             declined(op, name, why)
         else:
-            self._checkpoint(op, theirs, rewriter)
+            self._checkpoint(op, self.levels[op], theirs, rewriter)
             return
         rewriter.notify_op_modified(op)
 
     def _checkpoint(
-        self, op: ScanOp, replaced: list[CheckpointOp], rewriter: PatternRewriter
+        self, op: ScanOp, levels: int, replaced: list[CheckpointOp], rewriter: PatternRewriter
     ) -> None:
         # One around the whole step would keep its gradients from being saved, and its levels apart.
         for one in replaced:
             inline_body(one, rewriter)
         is_known = isinstance(op.params["length"], int)  # jax.export has symbolic ones
-        nest = choose_nest(op.length, self.levels if is_known else 1)
+        nest = choose_nest(op.length, levels if is_known else 1)
         # Every level is a checkpoint, the step too. Going back, a level reruns its steps, and
         # each step saves its inputs then: K levels save K times the states of one level's steps.
         loops = [op] if nest.levels == 1 else nest_scan(op, nest, rewriter)
@@ -163,20 +126,45 @@ class CheckpointInnerLoop(ModulePass):
     Arguments:
         levels: how deep the steps are nested at most. T steps in K levels save about K·T^(1/K)
             states of the loop in place of T, and run forward K - 1 times more.
+        loops: the loops that are meant, by their names (`train.py:30`), with a number of levels
+            for each. A loop that holds such loops may be among them: a loop over epochs then saves
+            what each epoch begins with. Without names all loops that take gradient steps
+            themselves are meant, with one number for all of them.
         respect: leave a step alone that the user has put in a `jax.checkpoint`. Without it, one
             that has no policy is replaced.
     """
 
     name = "checkpoint-inner-loop"
-    levels: int = 1
+    levels: int | tuple[int, ...] = 1
+    loops: tuple[str, ...] = ()
     respect: bool = False
 
     def __post_init__(self) -> None:
-        if self.levels < 1:
-            raise ValueError(f"levels={self.levels}: a loop has at least one level")
+        for levels in self._numbers:
+            if levels < 1:
+                raise ValueError(f"levels={levels}: a loop has at least one level")
+        if len(self._numbers) != max(len(self.loops), 1):
+            given = f"{len(self._numbers)} numbers of levels for {len(self.loops)} named loops"
+            raise ValueError(f"{given}: give one for each, or one number without names")
+
+    @property
+    def _numbers(self) -> tuple[int, ...]:
+        return (self.levels,) if isinstance(self.levels, int) else self.levels
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
-        active = find_activity(main_function(op)).loops
+        pattern = CheckpointBody(self._meant(main_function(op)), self.respect)
         # A loop's body is copied when it is nested: the loops inside it come first.
-        pattern = CheckpointBody(active, self.levels, self.respect)
         PatternRewriteWalker(pattern, walk_regions_first=True).rewrite_module(op)
+
+    def _meant(self, function: FuncOp) -> dict[ScanOp, int]:
+        """The loops to be checkpointed, each with its levels."""
+        loops = inner_loops(function, find_activity(function))
+        if not self.loops:
+            return {op: self._numbers[0] for op in loops.values() if is_inner_loop(op)}
+        wanted = dict(zip(self.loops, self._numbers, strict=True))
+        missing = [name for name in wanted if name not in loops]
+        if missing:
+            first = next(op for op in function.body.block.ops if isinstance(op, ReadableOp))
+            there = ", ".join(loops) or "none"
+            declined(first, self.name, f"there is no inner loop {missing[0]}; there are: {there}")
+        return {loops[name]: levels for name, levels in wanted.items() if name in loops}

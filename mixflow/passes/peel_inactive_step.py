@@ -28,9 +28,10 @@ from mixflow.compiler.ir.dialects.jaxpr import CheckpointOp, ScanOp
 from mixflow.compiler.ir.dialects.mixflow import VjpOp
 from mixflow.compiler.ir.dialects.remarks import rewrote
 from mixflow.compiler.ir.emitter import main_function
-from mixflow.passes.checkpoint_inner_loop import CheckpointInnerLoop, is_inner_loop
+from mixflow.passes.checkpoint_inner_loop import CheckpointInnerLoop
 from mixflow.passes.indexed_inputs import index_inputs
-from mixflow.passes.nested_scans import stacked_type
+from mixflow.passes.inner_loops.find import is_inner_loop
+from mixflow.passes.inner_loops.nested_scans import stacked_type
 
 LESS = "the first of {} steps stands before the loop: no cotangent comes back to its state"
 ALONE = "the one step stands outside of its loop, which XLA would open, and saves its inputs"

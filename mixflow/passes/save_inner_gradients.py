@@ -54,15 +54,22 @@ def levels_around(op: Operation | None) -> Iterator[CheckpointOp]:
 
 @dataclass
 class SaveGradients(RewritePattern):
-    """Name a step's gradients, and let the step and each level around it save them."""
+    """Name a step's gradients, and let the step and levels around it save them.
+
+    Arguments:
+        active: the values that the differentiation reaches.
+        levels: how many levels save them, the step first; 0 for all.
+    """
 
     active: set[SSAValue]
+    levels: int
 
     @op_type_rewrite_pattern
     def match_and_rewrite(self, op: CheckpointOp, rewriter: PatternRewriter) -> None:
         if not is_level(op):
             return
-        levels = list(levels_around(op))
+        around = list(levels_around(op))
+        levels = around[: self.levels] if self.levels else around
         for pullback in gradients_of_step(op.body):
             if not has_remark(pullback, SaveInnerGradients.name):
                 self._save(pullback, levels, rewriter)
@@ -82,7 +89,10 @@ class SaveGradients(RewritePattern):
     def _needed(self, op: VjpOp, levels: int) -> list[SSAValue]:
         """The gradients whose value somebody asks for after the first forward pass.
 
-        A level that reruns its steps needs every one, to get at the later states.
+        A level that saves them needs every one, to get at the later states.
+
+        Arguments:
+            levels: how many save them.
         """
         gradients = [value for value in op.gradients if is_inexact(aval_of(value))]
         if levels > 1:
@@ -110,10 +120,16 @@ class SaveInnerGradients(ModulePass):
 
     Where the backward pass reads no gradient, as in plain gradient descent at a fixed rate, there
     is nothing to save. Source: Kemaev et al. (ICML 2025, arXiv 2505.00793).
+
+    Arguments:
+        levels: how many levels of a loop save them, the step first; 0 for all. With one, a level
+            that is rerun computes its steps' gradients again, and saves those of its own steps.
     """
 
     name = "save-inner-gradients"
+    levels: int = 0
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
         active = find_activity(main_function(op)).values
-        PatternRewriteWalker(SaveGradients(active), apply_recursively=False).rewrite_module(op)
+        pattern = SaveGradients(active, self.levels)
+        PatternRewriteWalker(pattern, apply_recursively=False).rewrite_module(op)

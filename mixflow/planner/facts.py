@@ -8,19 +8,16 @@ from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import Operation
 
 from mixflow.compiler.analysis.activity import find_activity
-from mixflow.compiler.analysis.residuals import residual_bytes, total_size
+from mixflow.compiler.analysis.residuals import residual_bytes
 from mixflow.compiler.derivative.differentiand import Rule
 from mixflow.compiler.ir.dialects.jaxpr import CheckpointOp, ScanOp
 from mixflow.compiler.ir.emitter import main_function
 from mixflow.compiler.jaxprs.sizes import number_of
-from mixflow.passes.checkpoint_inner_loop import (
-    are_left_to_user,
-    is_inner_loop,
-    users_checkpoints,
-    users_steps,
-)
+from mixflow.passes.inner_loops.find import inner_loops, users_checkpoints
 from mixflow.passes.keep_first_products import first_products
 from mixflow.passes.peel_inactive_step import gains_from_peeling
+from mixflow.planner.loops import Loops
+from mixflow.planner.loops_of import loops_of
 
 MOST_PEELED = 16
 """A first step saves less, the more steps there are, and has to be compiled all the same."""
@@ -31,8 +28,7 @@ class Facts:
     """What there is to plan.
 
     Arguments:
-        steps: of the longest inner loop; 0 without one.
-        state_bytes: what the inner loops' steps are given, for all of their steps together.
+        loops: that take gradient steps, or hold such loops.
         residual_bytes: what the forward passes of the gradients that are differentiated again save
             for their backward passes, all steps together; without those in a checkpoint of the
             user's, which are rerun one by one.
@@ -45,8 +41,7 @@ class Facts:
         checkpointed: whether the user has put gradient steps in a `jax.checkpoint`.
     """
 
-    steps: int
-    state_bytes: int
+    loops: Loops
     residual_bytes: int
     gradients: int
     nested: bool
@@ -55,6 +50,11 @@ class Facts:
     peelable: bool = False
     distributed: bool = False
     checkpointed: bool = False
+
+    @property
+    def steps(self) -> int:
+        """The steps of the longest inner loop that may be nested; 0 without one."""
+        return self.loops.longest
 
     @property
     def rewritable(self) -> bool:
@@ -72,17 +72,13 @@ def facts_of(module: ModuleOp | None, *, peeling: bool, respect: bool = False) -
         respect: whether steps that the user has checkpointed are to stay as they are.
     """
     if module is None:
-        return Facts(
-            steps=0, state_bytes=0, residual_bytes=0, gradients=0, nested=False, symmetric=False
-        )
+        return Facts(Loops(), residual_bytes=0, gradients=0, nested=False, symmetric=False)
     activity = find_activity(main_function(module))
-    loops = [op for op in activity.loops if is_inner_loop(op)]
-    ours = [op for op in loops if not are_left_to_user(users_steps(op), respect=respect)]
-    steps = max(map(_steps, ours), default=0)
+    named = inner_loops(main_function(module), activity)
+    loops = loops_of(named, activity.values, respect=respect)
     rules = {Rule(op.rule.data) for op in activity.pullbacks if op.rule is not None}
     return Facts(
-        steps=steps,
-        state_bytes=sum(number_of(op.length) * _carried(op) for op in ours),
+        loops,
         residual_bytes=sum(
             _times(op) * residual_bytes(op.body.block, activity.values)
             for op in activity.pullbacks
@@ -93,16 +89,11 @@ def facts_of(module: ModuleOp | None, *, peeling: bool, respect: bool = False) -
         symmetric=Rule.SYMMETRIC in rules,
         transposed=Rule.TRANSPOSED in rules,
         peelable=peeling
-        and steps <= MOST_PEELED
-        and any(gains_from_peeling(op, activity.values) for op in loops),
+        and loops.longest <= MOST_PEELED
+        and any(gains_from_peeling(op, activity.values) for op in named.values()),
         distributed=any(any(first_products(op)) for op in activity.pullbacks),
-        checkpointed=any(any(users_checkpoints(op)) for op in loops),
+        checkpointed=any(any(users_checkpoints(op)) for op in named.values()),
     )
-
-
-def _steps(op: ScanOp) -> int:
-    """The length of a loop that can be nested: 1 where jax.export has left it open."""
-    return op.length if isinstance(op.params["length"], int) else 1
 
 
 def _times(op: Operation) -> int:
@@ -117,8 +108,3 @@ def _is_rerun(op: Operation) -> bool:
     """Whether an operation stands in a checkpoint, at any depth."""
     around = op.parent_op()
     return around is not None and (isinstance(around, CheckpointOp) or _is_rerun(around))
-
-
-def _carried(op: ScanOp) -> int:
-    """Bytes of the state that a step is given."""
-    return total_size(op.operands[op.num_consts :][: op.num_carry])

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
+from mixflow.planner.loops import Levels
 from mixflow.planner.pipeline import PREPARE, ROLLED, Optimised
 
 SLOWEST = 1.35
@@ -38,9 +39,10 @@ class Plan:
         peeled: the first step stands before its loop, where less of it is differentiated.
         symmetric: forward over reverse, where that is sound.
         transposed: reverse over forward where that is not, and this is.
-        levels: how deep inner loops are nested in checkpoints; 0 for not at all.
+        levels: how deep inner loops are nested in checkpoints.
         respect: whether steps that the user has checkpointed are left out of that.
         gradients: whether inner gradients are saved.
+        gradient_levels: by how many levels of a loop, the step first; 0 for all.
         products: whether first products of parameters on several devices are saved, too.
         slack: bytes that a segmented region may take beyond the least; None for no segments.
         rerun: how much of a region may be rerun for less memory, in forward passes.
@@ -51,9 +53,10 @@ class Plan:
     peeled: bool = False
     symmetric: bool = False
     transposed: bool = False
-    levels: int = 0
+    levels: Levels = 0
     respect: bool = False
     gradients: bool = False
+    gradient_levels: int = 0
     products: bool = False
     slack: int | None = None
     rerun: float = 1.0
@@ -65,8 +68,8 @@ class Plan:
 
     @property
     def repeats(self) -> bool:
-        """Whether gradients are computed again in the second run of a step."""
-        return self.levels > 0 and not self.gradients
+        """Whether gradients are computed again in the second run of a step, or of a level."""
+        return bool(self.levels) and (not self.gradients or self.gradient_levels > 0)
 
     @property
     def passes(self) -> str:
@@ -82,7 +85,7 @@ class Plan:
             "peel-inactive-step": self.peeled,
             "forward-over-reverse": self.symmetric,
             "reverse-over-forward": self.transposed,
-            "checkpoint-inner-loop": self.levels > 0,
+            "checkpoint-inner-loop": bool(self.levels),
             "save-inner-gradients": self.gradients,
             "keep-first-products": self.products and not self.repeats,
             "segment-loss": self.slack is not None,
@@ -90,7 +93,9 @@ class Plan:
         found = {name: name for name, is_on in switches.items() if is_on}
         if self.levels:
             respect = " respect=true" if self.respect else ""
-            found["checkpoint-inner-loop"] += f"{{levels={self.levels}{respect}}}"
+            found["checkpoint-inner-loop"] += f"{{{_described(self.levels)}{respect}}}"
+        if self.gradients and self.gradient_levels:
+            found["save-inner-gradients"] += f"{{levels={self.gradient_levels}}}"
         if self.slack is not None:
             found["segment-loss"] += f"{{slack={self.slack} rerun={self.rerun}}}"
         return found
@@ -99,6 +104,7 @@ class Plan:
         """The plan without its passes that are not among these, by name."""
         levels = self.levels if "checkpoint-inner-loop" in working else 0
         slack = self.slack if "segment-loss" in working else None
+        gradients = self.gradients and "save-inner-gradients" in working
         return Plan(
             fused=self.fused,
             rolled=self.rolled and "roll-repeated-blocks" in working,
@@ -106,12 +112,21 @@ class Plan:
             symmetric=self.symmetric and "forward-over-reverse" in working,
             transposed=self.transposed and "reverse-over-forward" in working,
             levels=levels,
-            respect=self.respect and levels > 0,
-            gradients=self.gradients and "save-inner-gradients" in working,
+            respect=self.respect and bool(levels),
+            gradients=gradients,
+            gradient_levels=self.gradient_levels if gradients else 0,
             products=self.products and "keep-first-products" in working,
             slack=slack,
             rerun=1.0 if slack is None else self.rerun,
         )
+
+
+def _described(levels: Levels) -> str:
+    """A nest as options of the pass that makes it."""
+    if isinstance(levels, int):
+        return f"levels={levels}"
+    numbers = ",".join(str(number) for _, number in levels)
+    return f"levels={numbers} loops=" + ",".join(f'"{name}"' for name, _ in levels)
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,11 @@ the runtime, and of the chosen plan only.
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
-from mixflow.compiler.analysis.nesting import choose_nest
 from mixflow.planner.candidates import Candidates
 from mixflow.planner.facts import Facts
+from mixflow.planner.loops import is_deep
 from mixflow.planner.plan import SLOWEST, Candidate, Plan, balanced, score
 
 FEW_STEPS = 4
@@ -124,7 +123,7 @@ class Planner:
             self.candidate(replace(self._rewritten, slack=0))
         if not self._is_far_below(self._step):
             self.candidate(self._rewritten)
-        self._explore_loop()
+        self._explore_loops()
         if self.facts.peelable and self._balanced.plan.levels:
             # Of many steps the first is not worth a second program in each plan that is tried.
             self.candidate(replace(self._balanced.plan, peeled=True))
@@ -139,7 +138,7 @@ class Planner:
         if self.facts.rewritable and self.candidates.device.keeps_barriers:
             # What least memory takes: the gradients of all steps may be more than all the rest.
             self.candidate(replace(self._rewritten, gradients=False, products=False, slack=0))
-        self._explore_loop(deep=True)
+        self._explore_loops(deep=True)
         if self._balanced.plan.products:
             self.candidate(replace(self._balanced.plan, products=False))
 
@@ -169,22 +168,17 @@ class Planner:
         before = self.candidates.known(step)
         return before is not None and self._balanced.total_bytes < FAR_BELOW * before.total_bytes
 
-    def _explore_loop(self, *, deep: bool = False) -> None:
-        """Nest the loop deeper while that saves enough of the whole.
+    def _explore_loops(self, *, deep: bool = False) -> None:
+        """Nest loops deeper while that saves enough of the whole.
 
         Arguments:
             deep: also where it takes more time than the bytes are worth.
         """
-        levels, kinds = 1, {False, self.facts.rewritable}
-        enough = DEEPER if deep else LEVEL_PAYS
-        while kinds and self._saved_by_level(levels + 1) > enough * self._balanced.total_bytes:
-            levels += 1
-            best = self._balanced
-            plan = replace(self._mixed(best.plan), levels=levels)
-            kinds = {saved for saved in kinds if self._nests_well(replace(plan, gradients=saved))}
-            if self._balanced is best and not deep:
-                break
-        if self._balanced.plan.levels > 1 and self.candidates.device.keeps_barriers:
+        self._nest(deep=deep, gradients=False)
+        if self.facts.rewritable:
+            self._nest(deep=deep, gradients=True)
+            self._nest(deep=deep, gradients=True, gradient_levels=1)
+        if is_deep(self._balanced.plan.levels) and self.candidates.device.keeps_barriers:
             # What the loop saves has changed, and with it what segments are worth.
             other = 0 if self._balanced.plan.slack is None else None
             self.candidate(replace(self._balanced.plan, slack=other))
@@ -192,26 +186,32 @@ class Planner:
                 # The step is a large part of what is left; to run more of it again may be worth it.
                 self.candidate(replace(self._balanced.plan, rerun=1.5))
 
-    def _nests_well(self, plan: Plan) -> bool:
-        """Whether a plan takes less memory than all with fewer levels that save as much."""
-        found = self.candidate(plan)
-        shallower = [
-            one.total_bytes
-            for one in self.candidates.considered
-            if one.plan.gradients == found.plan.gradients and one.plan.levels < found.plan.levels
-        ]
-        return found.total_bytes < min(shallower, default=math.inf)
+    def _nest(self, *, deep: bool, gradients: bool, gradient_levels: int = 0) -> None:
+        """Cost one nest after the other, each deeper, with gradients saved in the same way."""
+        levels, last = 1, self._balanced
+        enough = DEEPER if deep else LEVEL_PAYS
+        while more := self.facts.loops.deeper(levels, enough * last.total_bytes):
+            plan = replace(
+                self._mixed(self._balanced.plan),
+                gradients=gradients,
+                gradient_levels=gradient_levels,
+            )
+            if gradient_levels and not self._gradients_take(replace(plan, levels=more), enough):
+                return
+            before = self.candidates.known(replace(plan, levels=levels))
+            levels, last = more, self.candidate(replace(plan, levels=more))
+            if before is not None and last.total_bytes >= before.total_bytes:
+                return
+            if not deep and self._balanced is not last:
+                return
 
-    def _saved_by_level(self, level: int) -> float:
-        """Bytes of states that one more level of the inner loop saves."""
-        return self._state_bytes(level - 1) - self._state_bytes(level)
-
-    def _state_bytes(self, levels: int) -> float:
-        """Bytes of the states that the inner loop saves at once, nested so deep."""
-        steps = self.facts.steps
-        if not steps:
-            return 0.0
-        return self.facts.state_bytes / steps * choose_nest(steps, levels).states
+    def _gradients_take(self, plan: Plan, enough: float) -> bool:
+        """Whether gradients that all levels save take so much of the whole, as far as is known."""
+        saved = self.candidates.known(replace(plan, gradient_levels=0))
+        rerun = self.candidates.known(replace(plan, gradients=False, gradient_levels=0))
+        if saved is None or rerun is None:
+            return False
+        return saved.total_bytes - rerun.total_bytes > enough * self._balanced.total_bytes
 
     def _plain_may_be_best(self) -> bool:
         """Whether the least that plain JAX may take is better than the best plan so far.
@@ -221,7 +221,7 @@ class Planner:
         """
         step, best = self.candidates.known(self._step), self._balanced
         held = SAVED_AT_LEAST * self.facts.residual_bytes
-        states = self._state_bytes(max(best.plan.levels, 1))
+        states = self.facts.loops.states(best.plan.levels or 1)
         if step is not None and states <= STATES * best.total_bytes:
             held = max(held, step.total_bytes)
         return score(held, RERUN_AT_MOST * (step or best).seconds) <= best.score

@@ -25,6 +25,7 @@ import mixflow
 from mixflow.errors import BudgetError, InputError
 from mixflow.planner.candidates import Candidates
 from mixflow.planner.device import CPU, GPU
+from mixflow.planner.loops import is_deep
 from mixflow.planner.plan import Plan, balanced
 from mixflow.planner.search import SAVED_AT_LEAST, Planner
 from mixflow.runtime.measure import total_bytes
@@ -86,7 +87,7 @@ def test_a_deep_loss_is_cut_and_a_shallow_loop_is_not_nested():
 def test_a_long_loop_is_nested():
     args = momentum_args(**LONG)
     (chosen,) = planner_of(GRADIENT, *args).best()
-    assert chosen.plan.levels > 1
+    assert is_deep(chosen.plan.levels)
     once = mixflow.compile(GRADIENT, passes=dataclasses.replace(chosen.plan, levels=1).passes)
     assert total(mixflow.compile(GRADIENT), *args) < 0.7 * total(once, *args)
 
@@ -95,10 +96,14 @@ def test_deeper_nests_than_the_best_are_for_budgets_only(monkeypatch):
     monkeypatch.setattr("mixflow.planner.plan.SLOWEST", 1.0)  # the best is the fastest
     planner = planner_of(GRADIENT, *momentum_args(**{**LONG, "steps": 256, "batch": 8}))
     (chosen,) = planner.best()
-    deepest = max(one.plan.levels for one in planner.candidates.considered)
-    assert deepest == chosen.plan.levels
+
+    def states(one):
+        return planner.facts.loops.states(one.plan.levels or 1)
+
+    fewest = min(map(states, planner.candidates.considered))
+    assert fewest == states(chosen)
     planner.best(budget=1000)
-    assert max(one.plan.levels for one in planner.candidates.considered) > deepest
+    assert min(map(states, planner.candidates.considered)) < fewest
 
 
 def test_of_plans_that_are_as_good_the_one_that_does_the_least_is_taken():

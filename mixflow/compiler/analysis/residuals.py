@@ -75,19 +75,29 @@ def residuals_of(op: Operation, active: AbstractSet[SSAValue]) -> Residuals:
 
 def _of_jit(op: jx.JitOp, active: AbstractSet[SSAValue]) -> Residuals:
     block = op.regions[0].block
-    values, inside = _of_block(block, active)
+    values, inside = _of_operations(block.ops, active)
     read = {operand for operand, arg in zip(op.operands, block.args, strict=True) if arg in values}
     return Residuals(read, total_size(values.difference(block.args)) + inside)
 
 
-def residual_bytes(block: Block, active: AbstractSet[SSAValue]) -> int:
-    """Bytes that a block saves for its backward pass, its own arguments not counted."""
-    values, inside = _of_block(block, active)
+def residual_bytes(
+    block: Block, active: AbstractSet[SSAValue], of: Iterable[Operation] | None = None
+) -> int:
+    """Bytes that a block saves for its backward pass, its own arguments not counted.
+
+    Arguments:
+        block: the block.
+        active: the values that are differentiated, those inside its operations included.
+        of: the operations in it that count; by default all.
+    """
+    values, inside = _of_operations(block.ops if of is None else of, active)
     return total_size(values.difference(block.args)) + inside
 
 
-def _of_block(block: Block, active: AbstractSet[SSAValue]) -> tuple[set[SSAValue], int]:
-    found = [residuals_of(op, active) for op in block.ops]
+def _of_operations(
+    ops: Iterable[Operation], active: AbstractSet[SSAValue]
+) -> tuple[set[SSAValue], int]:
+    found = [residuals_of(op, active) for op in ops]
     values = set[SSAValue]().union(*(one.values for one in found))
     return values, sum(one.inside for one in found)
 

@@ -16,7 +16,7 @@ from xdsl.rewriter import InsertPoint
 from mixflow.compiler.ir.building import build_before
 from mixflow.compiler.ir.dialects.attributes import Equation, EquationAttr, aval_of
 from mixflow.compiler.ir.dialects.jaxpr import EquationOp, LiteralOp, ScanOp, YieldOp
-from mixflow.passes.nested_scans import stacked_type
+from mixflow.passes.inner_loops.nested_scans import stacked_type
 from mixflow.passes.rolling.roll import Carried, Made, Role, Roll, Same
 
 

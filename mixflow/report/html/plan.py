@@ -14,7 +14,8 @@ from mixflow.compiler.ir.dialects.jaxpr import CheckpointOp, LeafOp, ReadableOp,
 from mixflow.compiler.ir.dialects.mixflow import NameOp, VjpOp
 from mixflow.compiler.ir.emitter import main_function
 from mixflow.compiler.ir.places import UNKNOWN, place
-from mixflow.passes.checkpoint_inner_loop import is_inner_loop, is_level
+from mixflow.passes.checkpoint_inner_loop import is_level
+from mixflow.passes.inner_loops.find import is_inner_loop
 from mixflow.passes.segment_loss import SegmentLoss
 from mixflow.report.html.source import code_at
 

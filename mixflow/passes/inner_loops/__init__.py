@@ -1,0 +1,1 @@
+"""Loops that take gradient steps: which those are, what plans call them, and loops in loops."""
