@@ -118,10 +118,10 @@ class Planner:
     def _explore(self) -> None:
         """Cost what may be best, one choice after the other: each costs a trace of the program."""
         if self.facts.steps:
-            self.candidate(self._step)
+            self.candidate(self.step)
         if self.candidates.device.keeps_barriers:
             self.candidate(replace(self._rewritten, slack=0))
-        if not self._is_far_below(self._step):
+        if not self._is_far_below(self.step):
             self.candidate(self._rewritten)
         self._explore_loops()
         if self.facts.peelable and self._balanced.plan.levels:
@@ -143,7 +143,7 @@ class Planner:
             self.candidate(replace(self._balanced.plan, products=False))
 
     @property
-    def _step(self) -> Plan:
+    def step(self) -> Plan:
         """A checkpointed step, and nothing else; what JAX does, where there is no step."""
         if not self.facts.steps:
             return self.candidates.plain
@@ -153,7 +153,7 @@ class Planner:
     def _rewritten(self) -> Plan:
         """All that is sound, without segments."""
         facts = self.facts
-        step = replace(self._step, peeled=facts.peelable and facts.steps <= FEW_STEPS)
+        step = replace(self.step, peeled=facts.peelable and facts.steps <= FEW_STEPS)
         if not facts.rewritable:
             return step
         step = replace(step, rolled=self.candidates.rolled)
@@ -219,7 +219,7 @@ class Planner:
         Where a step is checkpointed, plain JAX takes no less memory than that; but it may where a
         step saves less than the state that it is given.
         """
-        step, best = self.candidates.known(self._step), self._balanced
+        step, best = self.candidates.known(self.step), self._balanced
         held = SAVED_AT_LEAST * self.facts.residual_bytes
         states = self.facts.loops.states(best.plan.levels or 1)
         if step is not None and states <= STATES * best.total_bytes:

@@ -9,6 +9,7 @@ from jax.extend.core import ClosedJaxpr
 from xdsl.dialects.builtin import ModuleOp
 
 from mixflow.compiler.ir.dialects.remarks import Remark
+from mixflow.planner.front import Offer
 from mixflow.runtime.measure import Measurement, Program
 from mixflow.runtime.verification.results import Verified
 
@@ -49,6 +50,7 @@ class Findings:
         checkpointed: figures of plain JAX with a checkpointed step; None without an inner loop.
         plan: the pipeline that the program was given; `fuse-value-and-pullback` or empty where it
             was left as it is.
+        front: what a memory budget would buy, by estimate; none where nothing was planned.
         rewrites: what passes did.
         declined: what was left alone, and why.
         verified: the comparison of results; None where none was made.
@@ -63,6 +65,7 @@ class Findings:
     after: Measurement
     checkpointed: Measurement | None
     plan: str
+    front: tuple[Offer, ...]
     rewrites: tuple[Remark, ...]
     declined: tuple[Remark, ...]
     verified: Verified | None
@@ -87,6 +90,10 @@ class Findings:
             "checkpointed_step": checkpointed,
             "after": self.after.to_dict(),
             "plan": self.plan,
+            "front": [
+                {"total_bytes": o.total_bytes, "time": o.time, "plan": o.passes, "is": o.names}
+                for o in self.front
+            ],
             "rewrites": [{"pass": r.by, "at": r.at, "what": r.text} for r in self.rewrites],
             "declined": [{"pass": r.by, "at": r.at, "why": r.text} for r in self.declined],
             "verified": verified,

@@ -48,6 +48,7 @@ def make_report(sides: Sides, *, verify: bool) -> Report:
         after=sides.after.measurement,
         checkpointed=sides.checkpointed(),
         plan=outcome.passes,
+        front=sides.front(),
         rewrites=sides.rewrites,
         declined=sides.declined,
         verified=sides.verified() if verify else None,

@@ -8,9 +8,13 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from mixflow.planner.front import Offer
+from mixflow.planner.pipeline import PREPARE
 from mixflow.report.findings import Findings
 from mixflow.runtime.measure import Measurement
 from mixflow.units import format_bytes
+
+FRONT = "what a memory budget buys: bytes in all, and time beside plain JAX's, by estimate"
 
 HEADS = ("program", "temporaries", "ratio", "GFLOP", "equations", "compile", "run")
 
@@ -36,12 +40,28 @@ def render(report: Findings) -> Group:
         table.add_column(head, justify="left" if position == 0 else "right", no_wrap=True)
     for name, row in report.rows:
         table.add_row(*cells(name, row, report.before))
-    return Group(table, _plan(report), *_remarks(report), *_verdict(report))
+    return Group(table, _plan(report), *_front(report), *_remarks(report), *_verdict(report))
 
 
 def _plan(report: Findings) -> Text:
     words = report.plan or "the program is left as it is"
     return Text.assemble(("plan  ", "bold"), words)
+
+
+def offer_cells(offer: Offer) -> tuple[str, str, str]:
+    """A plan of the front: its bytes, its time beside plain JAX's, and what it is or does."""
+    words = ", ".join(offer.names) or offer.passes.removeprefix(f"{PREPARE},")
+    return format_bytes(int(offer.total_bytes)), f"{offer.time:.2f}×", words
+
+
+def _front(report: Findings) -> list[Text]:
+    if not report.front:
+        return []
+    lines = [Text(FRONT, style="bold")]
+    for offer in report.front:
+        size, time, words = offer_cells(offer)
+        lines.append(Text(f"  {size:>9}  {time:>6}  {words}"))
+    return lines
 
 
 def _remarks(report: Findings) -> list[Text]:
@@ -73,6 +93,10 @@ def render_markdown(report: Findings) -> str:
     lines += [_row(HEADS), _row(["---", *("---:" for _ in HEADS[1:])])]
     lines += [_row(cells(name, row, report.before)) for name, row in report.rows]
     lines += ["", f"**Plan** {f'`{report.plan}`' if report.plan else _plan(report).plain}"]
+    if report.front:
+        lines += ["", f"**{FRONT.capitalize()}**", "", _row(("bytes", "time", "plan"))]
+        lines += [_row(("---:", "---:", "---"))]
+        lines += [_row(offer_cells(offer)) for offer in report.front]
     for head, remarks in (("Rewrites", report.rewrites), ("Declined", report.declined)):
         lines += ["", f"**{head}**", ""]
         lines += [f"- `{r.at}` {r.by}: {r.text}" for r in remarks] or ["- none"]

@@ -20,6 +20,7 @@ from mixflow.compiler.derivative.meshes import on_hidden_meshes
 from mixflow.compiler.derivative.spelling import spell_all_out
 from mixflow.compiler.recording import current_recording
 from mixflow.errors import BudgetError, InputError
+from mixflow.planner.front import Offer
 from mixflow.planner.pipeline import Optimised, import_only, optimise, parse_passes
 from mixflow.runtime.arguments import Arguments, has_open_sizes
 from mixflow.runtime.backend import compiler_options
@@ -242,6 +243,28 @@ class CompiledFunction:
         if before:
             return import_only(self._captured(args or self.examples or (), kwargs))
         return self.optimised(*args, differentiated=differentiated, **kwargs).text
+
+    def front(self, *args: Any, **kwargs: Any) -> tuple[Offer, ...]:
+        """What a memory budget would buy: the plans that no other one beats, by estimate.
+
+        Arguments:
+            args: as for `optimised`.
+            kwargs: as for `optimised`.
+
+        Returns:
+            Plans with their bytes and times, the most memory first; plain JAX, a checkpointed step
+            and the plan that the program gets are among them, by name. None where no gradient is
+            differentiated again, and none where `passes` are given.
+        """
+        if self._pipeline is not None:
+            return ()
+        args = args or self.examples or ()
+        use, (traced, _) = self._use(args, kwargs), self._arguments.traced(args, kwargs)
+
+        def plan(captured: Captured) -> tuple[Offer, ...]:
+            return self._chooser.front(captured, use.of_result(captured, traced))
+
+        return planned(functools.partial(self._captured, args, kwargs), plan)[1]
 
     def report(self, *args: Any, run: bool = False, verify: bool = False, **kwargs: Any) -> Report:
         """What mixflow did, and what it is worth: see `mixflow.report.report.Report`.

@@ -14,6 +14,7 @@ from mixflow.compiler.ir.dialects.remarks import DECLINED, Remark
 from mixflow.compiler.jaxprs.sizes import OPEN_SIZE
 from mixflow.errors import BudgetError
 from mixflow.planner.candidates import Candidates
+from mixflow.planner.front import Offer, offers
 from mixflow.planner.pipeline import Optimised, optimise, parse_passes
 from mixflow.planner.plan import Candidate, Wishes, balanced
 from mixflow.planner.reasons import declines
@@ -135,6 +136,11 @@ class Chooser:
                 self._known.store(captured, use, chosen)
                 return
         raise self._over_budget(planner, min(needed))
+
+    def front(self, captured: Captured, use: Usage) -> tuple[Offer, ...]:
+        """What a budget would buy, beside the plan that the program gets."""
+        chosen = self.optimised(captured, use).passes
+        return offers(self._planner(captured, use), chosen, self._budget)
 
     def autotune(
         self,

@@ -12,6 +12,7 @@ from jax.extend.core import ClosedJaxpr
 
 from mixflow.compiler.ir.dialects.remarks import Remark
 from mixflow.compiler.ir.places import placed
+from mixflow.planner.front import Offer
 from mixflow.planner.pipeline import Optimised
 from mixflow.runtime.arguments import Arguments
 from mixflow.runtime.function import CompiledFunction
@@ -68,6 +69,10 @@ class Sides:
     def text_before(self) -> str:
         """The IR that the passes are given."""
         return self.optimised.ir(*self.args, before=True, **self.kwargs)
+
+    def front(self) -> tuple[Offer, ...]:
+        """What a memory budget would buy."""
+        return self.optimised.front(*self.args, **self.kwargs)
 
     def checkpointed(self) -> Measurement | None:
         """Plain JAX with a checkpointed step, where there is a step."""

@@ -37,7 +37,7 @@ _SHARE: dict[str, Any] = {
 def timeline_chart(programs: Sequence[Memory]) -> dict[str, Any]:
     """Memory over the order of each program; a signal `cursor` moves a line through it."""
     peak = max(program.peak for program in programs)
-    unit, size = _unit(peak)
+    unit, size = unit_of(peak)
     values = [
         {
             "program": program.name,
@@ -49,7 +49,7 @@ def timeline_chart(programs: Sequence[Memory]) -> dict[str, Any]:
         for one in program.moments
     ]
     spec = {
-        **_frame("Memory alive over each program's order", values),
+        **frame("Memory alive over each program's order", values),
         "height": 280,
         "params": [{"name": "cursor", "value": 0}],
         "encoding": {"color": _color(programs)},
@@ -60,7 +60,7 @@ def timeline_chart(programs: Sequence[Memory]) -> dict[str, Any]:
 
 def peak_chart(programs: Sequence[Memory]) -> dict[str, Any]:
     """What is alive at each program's peak, by the source line that computes it."""
-    unit, size = _unit(max(program.peak for program in programs))
+    unit, size = unit_of(max(program.peak for program in programs))
     lines = {program.name: _by_line(program.buffers) for program in programs}
     places = {at for found in lines.values() for at in found}
     largest = {at: max(_bytes(one.get(at, ())) for one in lines.values()) for at in places}
@@ -82,7 +82,7 @@ def peak_chart(programs: Sequence[Memory]) -> dict[str, Any]:
         if at in found
     ]
     spec = {
-        **_frame("Memory alive at the peak, by source line", values),
+        **frame("Memory alive at the peak, by source line", values),
         "height": _HEIGHT_OF_LINE * len(shown),
         "mark": {"type": "bar", "cornerRadiusEnd": 2, "tooltip": True},
         "encoding": {
@@ -111,7 +111,8 @@ def peak_chart(programs: Sequence[Memory]) -> dict[str, Any]:
 # --- the parts of a chart -------------------------------------------------------------------------
 
 
-def _frame(description: str, values: list[dict[str, Any]]) -> dict[str, Any]:
+def frame(description: str, values: list[dict[str, Any]]) -> dict[str, Any]:
+    """What every chart has: its description, its width and its data."""
     return {
         "$schema": _SCHEMA,
         "description": description,
@@ -197,7 +198,7 @@ def _cursor() -> dict[str, Any]:
     }
 
 
-def _unit(most: int) -> tuple[str, int]:
+def unit_of(most: int) -> tuple[str, int]:
     """A binary unit in which an amount is at least one."""
     return next(((unit, size) for unit, size in _UNITS.items() if most >= size), ("B", 1))
 

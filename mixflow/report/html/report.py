@@ -7,8 +7,10 @@ from importlib.metadata import version
 from typing import Any
 
 from mixflow.compiler.ir.dialects.remarks import Remark
+from mixflow.planner.front import Offer
 from mixflow.report.findings import Findings
 from mixflow.report.html.charts import peak_chart, timeline_chart
+from mixflow.report.html.front import front_chart, front_rows
 from mixflow.report.html.ir import side_by_side
 from mixflow.report.html.memory import Memory, estimate_memory
 from mixflow.report.html.page import render_page, script_of_ours, vega
@@ -49,7 +51,8 @@ def render_html(report: Findings) -> str:
         headline=_headline(report),
         figures=[_figures(name, row, report) for name, row in report.rows],
         memory=memory,
-        charts=_charts(memory),
+        charts=_charts(memory, report.front),
+        front=front_rows(report.front),
         plan=_plan(report),
         notes=notes,
         passes=sorted({note.remark.by for note in notes}),
@@ -83,10 +86,11 @@ def _memory(report: Findings) -> tuple[Memory, ...]:
     return () if before is None or after is None else (before, after)
 
 
-def _charts(memory: tuple[Memory, ...]) -> dict[str, Any]:
+def _charts(memory: tuple[Memory, ...], front: tuple[Offer, ...]) -> dict[str, Any]:
+    charts = {"front": front_chart(front)} if front else {}
     if not any(one.peak for one in memory):
-        return {}
-    return {"timeline": timeline_chart(memory), "peak": peak_chart(memory)}
+        return charts
+    return {**charts, "timeline": timeline_chart(memory), "peak": peak_chart(memory)}
 
 
 def _plan(report: Findings) -> Part | None:

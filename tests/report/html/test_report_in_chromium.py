@@ -98,6 +98,7 @@ def test_the_charts_are_there(sheet):
     assert areas.count() == 2
     for place in range(2):
         assert areas.nth(place).bounding_box()["width"] > 300
+    assert sheet.locator("#front-chart .mark-symbol.role-mark path").count() == 3
     bars = sheet.locator("#buffers .mark-rect path")
     assert bars.count() >= 2
     assert max(bars.nth(n).bounding_box()["width"] for n in range(bars.count())) > 300

@@ -21,7 +21,7 @@ function config() {
       labelFontSize: 12, titleFontSize: 12, titleFontWeight: 500,
     },
     legend: { labelColor: ink, labelFontSize: 13, symbolType: "circle", symbolOpacity: 1 },
-    range: { category: [color("plain"), color("mixflow")] },
+    range: { category: [color("plain"), color("mixflow"), ink, soft] },
   };
 }
 
@@ -48,6 +48,7 @@ async function draw(id, spec) {
 }
 
 async function drawAll() {
+  if (charts.front) await draw("front-chart", charts.front.spec);
   if (!charts.timeline) return;
   const scale = document.querySelector("[name=scale]:checked").value;
   await draw("timeline", scale === "log" ? logarithmic(charts.timeline) : charts.timeline.spec);
