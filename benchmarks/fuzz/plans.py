@@ -10,8 +10,12 @@ from mixflow.planner.pipeline import PREPARE, ROLLED
 RULES = tuple(n for n in ("forward-over-reverse", "reverse-over-forward") if n in PASSES)
 """The passes that choose a derivative rule for a gradient."""
 
+LOOPS_OF_LOOPS = '{levels=1,2 loops="<unknown>","<unknown>#2"}'
+"""The first two loops by their names: random programs stand in no file, so lines are unknown."""
+
 OPTIONS = {
-    "checkpoint-inner-loop": ("{levels=1}", "{levels=2}", "{levels=3}"),
+    "checkpoint-inner-loop": ("{levels=1}", "{levels=2}", "{levels=3}", LOOPS_OF_LOOPS),
+    "save-inner-gradients": ("", "{levels=1}"),
     "segment-loss": ("{slack=0 rerun=1.0}", "{slack=0 rerun=0.5}", "{slack=1000 rerun=2.0}"),
 }
 
