@@ -25,8 +25,9 @@ FAR_BELOW = 0.4
 """The two rules alone take 0.66 of the memory of a checkpointed step or more, and segments a fifth
 of the time at most: where segments come to 0.66 / 1.2³ = 0.38 of that memory, they are better."""
 
-LEVEL_PAYS = 1 / 4
-"""One more level of a loop takes 1.1 of the time or more: it has to save so much of all bytes."""
+LEVEL_PAYS = 1 / 5
+"""One more level of a loop takes 1.07 of the time or more: it has to save so much of all bytes, which
+is 1 - 1 / 1.07³."""
 
 DEEPER = 1 / 32
 """For a budget, a level is worth trying that saves so much: the least is to be that near."""
@@ -174,10 +175,14 @@ class Planner:
         Arguments:
             deep: also where it takes more time than the bytes are worth.
         """
-        self._nest(deep=deep, gradients=False)
+        best = self._balanced.plan
+        if not best.rewritten:
+            self._nest(best, deep=deep)
         if self.facts.rewritable:
-            self._nest(deep=deep, gradients=True)
-            self._nest(deep=deep, gradients=True, gradient_levels=1)
+            mixed = self._mixed(best)
+            self._nest(replace(mixed, gradients=False, gradient_levels=0), deep=deep)
+            self._nest(replace(mixed, gradients=True, gradient_levels=0), deep=deep)
+            self._nest(replace(mixed, gradients=True, gradient_levels=1), deep=deep)
         if is_deep(self._balanced.plan.levels) and self.candidates.device.keeps_barriers:
             # What the loop saves has changed, and with it what segments are worth.
             other = 0 if self._balanced.plan.slack is None else None
@@ -186,17 +191,14 @@ class Planner:
                 # The step is a large part of what is left; to run more of it again may be worth it.
                 self.candidate(replace(self._balanced.plan, rerun=1.5))
 
-    def _nest(self, *, deep: bool, gradients: bool, gradient_levels: int = 0) -> None:
-        """Cost one nest after the other, each deeper, with gradients saved in the same way."""
+    def _nest(self, plan: Plan, *, deep: bool) -> None:
+        """Cost a plan with one nest of its loops after the other, each deeper."""
         levels, last = 1, self._balanced
         enough = DEEPER if deep else LEVEL_PAYS
         while more := self.facts.loops.deeper(levels, enough * last.total_bytes):
-            plan = replace(
-                self._mixed(self._balanced.plan),
-                gradients=gradients,
-                gradient_levels=gradient_levels,
-            )
-            if gradient_levels and not self._gradients_take(replace(plan, levels=more), enough):
+            if plan.gradient_levels and not self._gradients_take(
+                replace(plan, levels=more), enough
+            ):
                 return
             before = self.candidates.known(replace(plan, levels=levels))
             levels, last = more, self.candidate(replace(plan, levels=more))

@@ -28,6 +28,11 @@ from mixflow.runtime.target import is_meta_loss
 from mixflow.units import format_bytes
 
 _MOST_RUNS = 5
+_MOST_SHOWN = 4
+"""For a budget, XLA compiles so many plans at most."""
+_NEAR = 1.1
+"""A plan that needs so much of a budget by the estimate may be within it by XLA's account."""
+
 _UNCONFIRMED = Remark(
     "plan",
     DECLINED,
@@ -109,7 +114,10 @@ class Chooser:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> None:
-        """Choose the first of the planner's finalists that XLA finds within the budget.
+        """Choose the fastest plan that XLA finds within the budget, of those that it is shown.
+
+        It is shown the fastest by the estimates first. One that needs more than it was estimated to
+        need says how far off estimates are here; the next is planned for a budget less so much.
 
         Raises:
             BudgetError: none is.
@@ -129,13 +137,25 @@ class Chooser:
             # Estimates are those of the whole program, and the budget is for each device.
             (reference,) = planner.best()
             budget = int(budget * reference.total_bytes / measured(reference.plan.passes))
-        for candidate in planner.best(budget):
-            needed.append(measured(candidate.plan.passes))
+        shown = list[Candidate]()
+        while len(shown) < _MOST_SHOWN and (found := self._next(planner, budget, shown)):
+            shown.append(found)
+            needed.append(measured(found.plan.passes))
             if needed[-1] <= self._budget:
-                chosen = self._choose(captured, use, planner, candidate)
+                chosen = self._choose(captured, use, planner, found)
                 self._known.store(captured, use, chosen)
                 return
+            budget = int(self._budget * found.total_bytes / needed[-1])
         raise self._over_budget(planner, min(needed))
+
+    def _next(self, planner: Planner, budget: int, shown: list[Candidate]) -> Candidate | None:
+        """The next plan to show XLA: the fastest within the budget, and last the least."""
+        left = [one for one in planner.best(budget) if one not in shown]
+        if left:
+            return left[-1] if len(shown) == _MOST_SHOWN - 1 else left[0]
+        others = (one for one in planner.candidates.considered if one not in shown)
+        near = [one for one in others if one.total_bytes <= _NEAR * budget]
+        return min(near, key=lambda one: one.total_bytes, default=None)
 
     def front(self, captured: Captured, use: Usage) -> tuple[Offer, ...]:
         """What a budget would buy, beside the plan that the program gets."""

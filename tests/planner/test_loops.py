@@ -120,8 +120,15 @@ def test_three_loops_get_their_own_levels_better_than_one_number_for_all():
     assert memory < 0.3 * plain
 
 
-def test_gradients_are_saved_by_steps_alone_where_those_of_all_take_much():
+def test_a_step_that_no_rule_is_worth_is_nested_as_it_is():
+    # Of 4 rows, a gradient costs next to nothing: the parameters are what takes memory and time.
     (chosen,) = planner_of(TASKS, ETA, parameters(256), batches(24)).best()
+    assert "checkpoint-inner-loop{levels=1,1 loops=" in chosen.plan.passes
+    assert not chosen.plan.rewritten
+
+
+def test_gradients_are_saved_by_steps_alone_where_those_of_all_take_much():
+    (chosen,) = planner_of(TASKS, ETA, parameters(256), batches(24, rows=64)).best()
     assert chosen.plan.gradient_levels == 1
     assert "save-inner-gradients{levels=1}" in chosen.plan.passes
     assert chosen.plan.repeats
