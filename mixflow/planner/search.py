@@ -26,8 +26,8 @@ FAR_BELOW = 0.4
 of the time at most: where segments come to 0.66 / 1.2³ = 0.38 of that memory, they are better."""
 
 LEVEL_PAYS = 1 / 5
-"""One more level of a loop takes 1.07 of the time or more: it has to save so much of all bytes, which
-is 1 - 1 / 1.07³."""
+"""One more level of a loop takes 1.07 of the time or more: it has to save 1 - 1 / 1.07³ of all
+bytes, which is a fifth."""
 
 DEEPER = 1 / 32
 """For a budget, a level is worth trying that saves so much: the least is to be that near."""
