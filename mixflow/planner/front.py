@@ -53,10 +53,10 @@ def offers(planner: Planner, chosen: str, budget: int | None = None) -> tuple[Of
         names = tuple(name for name, other in known.items() if one is other)
         return (*names[:1], *((CHOSEN,) if one in taken else ()))
 
-    named_ones = {one.plan: one for one in (*known.values(), *taken)}
-    others = {one.plan: one for one in front if not _is_needless(one, [*front, *taken])}
-    shown = {**named_ones, **others}.values()
+    others = [one for one in front if not _is_needless(one, [*front, *taken])]
+    shown = {one.plan: one for one in (*known.values(), *taken, *others)}.values()
+    unit = plain.seconds or 1.0  # nobody knows how long a program with a `while` takes
     return tuple(
-        Offer(one.total_bytes, one.seconds / plain.seconds, one.plan.passes, named(one))
+        Offer(one.total_bytes, one.seconds / unit, one.plan.passes, named(one))
         for one in sorted(shown, key=lambda one: -one.total_bytes)
     )

@@ -15,6 +15,10 @@ Levels = int | tuple[tuple[str, int], ...]
 """How deep loops are nested in checkpoints: one number for all that take gradient steps themselves
 (0 for not at all), or names of loops with a number for each, in the program's order."""
 
+MOST_NAMED = 16
+"""Of more loops than these, all get one number of levels: to weigh each would take longer than it
+is worth, by the third power of how many there are."""
+
 
 def is_deep(levels: Levels) -> bool:
     """Whether a loop is nested in more than its checkpointed steps."""
@@ -95,6 +99,9 @@ class Loops:
         Returns:
             None where no loop's level saves so much.
         """
+        if len(self.all) > MOST_NAMED:
+            more = levels + 1 if isinstance(levels, int) else levels
+            return more if self._gain(levels, more) > enough else None
         depths, waiting = self._depths(levels), {one.name for one in self.all if not one.left}
         while waiting:
             steps = {name: self._levels({**depths, name: depths[name] + 1}) for name in waiting}
@@ -108,9 +115,10 @@ class Loops:
 
     def _gain(self, levels: Levels, deeper: Levels) -> float:
         """Bytes that a deeper nest saves, for each time that all loops run once more for it."""
-        rerun = self.work(deeper) - self.work(levels)
         once = sum(map(_one_run, self.outermost))
-        return (self.states(levels) - self.states(deeper)) * once / max(rerun, once / 100)
+        rerun = self.work(deeper) - self.work(levels)
+        times = max(rerun / once, 0.01) if once else 1.0
+        return (self.states(levels) - self.states(deeper)) / times
 
     def _depths(self, levels: Levels) -> dict[str, int]:
         """The number of levels of each loop."""

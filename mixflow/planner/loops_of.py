@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
@@ -24,38 +25,39 @@ def loops_of(named: Mapping[str, ScanOp], active: AbstractSet[SSAValue], *, resp
         active: the values that a cotangent comes back to.
         respect: whether steps that the user has checkpointed are to stay as they are.
     """
-    reader = _Reader(named, active, respect)
-    return Loops(reader.inside(None))
+    names = {op: name for name, op in named.items()}
+    inside = defaultdict[ScanOp | None, list[ScanOp]](list)
+    for op in names:
+        inside[_around(op, names)].append(op)
+    return _Reader(names, inside, active, respect).loops(None)
+
+
+def _around(op: Operation, names: Mapping[ScanOp, str]) -> ScanOp | None:
+    """The loop that an operation stands in. A derivative saves nothing of the loops in it."""
+    parent = op.parent_op()
+    if parent is None or isinstance(parent, DerivativeOp):
+        return None
+    return parent if isinstance(parent, ScanOp) and parent in names else _around(parent, names)
 
 
 @dataclass(frozen=True)
 class _Reader:
-    named: Mapping[str, ScanOp]
+    names: Mapping[ScanOp, str]
+    inside: Mapping[ScanOp | None, Sequence[ScanOp]]
     active: AbstractSet[SSAValue]
     respect: bool
 
-    def inside(self, around: ScanOp | None) -> tuple[Loop, ...]:
+    def loops(self, around: ScanOp | None) -> Loops:
         """The loops that stand in one, but in none between; the outermost ones for None."""
-        pairs = self.named.items()
-        return tuple(self._loop(name, op) for name, op in pairs if self._holder(op) is around)
+        return Loops(tuple(map(self._loop, self.inside.get(around, ()))))
 
-    def _holder(self, op: Operation) -> ScanOp | None:
-        """The loop that an operation stands in. A derivative saves nothing of the loops in it."""
-        parent = op.parent_op()
-        if parent is None or isinstance(parent, DerivativeOp):
-            return None
-        if isinstance(parent, ScanOp) and parent in self.named.values():
-            return parent
-        return self._holder(parent)
-
-    def _loop(self, name: str, op: ScanOp) -> Loop:
-        block = op.regions[0].block
-        loops = {one for one in self.named.values() if self._holder(one) is op}
+    def _loop(self, op: ScanOp) -> Loop:
+        block, loops = op.regions[0].block, set(self.inside.get(op, ()))
         others = [one for one in block.ops if loops.isdisjoint(one.walk())]
         theirs = users_steps(op)
         left = are_left_to_user(theirs, respect=self.respect)
         return Loop(
-            name,
+            self.names[op],
             steps=op.length if isinstance(op.params["length"], int) else 1,  # left open by export
             state_bytes=0 if left else total_size(op.operands[op.num_consts :][: op.num_carry]),
             other_bytes=residual_bytes(block, self.active, of=others),
@@ -63,5 +65,5 @@ class _Reader:
             takes_steps=is_inner_loop(op),
             given=1 if theirs else 0,
             left=left,
-            inside=self.inside(op),
+            inside=self.loops(op).outermost,
         )

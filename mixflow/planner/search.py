@@ -175,13 +175,13 @@ class Planner:
         Arguments:
             deep: also where it takes more time than the bytes are worth.
         """
-        best = self._balanced.plan
-        if not best.rewritten:
-            self._nest(best, deep=deep)
+        rerun = replace(self._balanced.plan, gradients=False, gradient_levels=0)
+        mixed = self._mixed(rerun)
+        self._nest(rerun, deep=deep)
+        if deep:
+            self._nest(mixed, deep=deep)
         if self.facts.rewritable:
-            mixed = self._mixed(best)
-            self._nest(replace(mixed, gradients=False, gradient_levels=0), deep=deep)
-            self._nest(replace(mixed, gradients=True, gradient_levels=0), deep=deep)
+            self._nest(replace(mixed, gradients=True), deep=deep)
             self._nest(replace(mixed, gradients=True, gradient_levels=1), deep=deep)
         if is_deep(self._balanced.plan.levels) and self.candidates.device.keeps_barriers:
             # What the loop saves has changed, and with it what segments are worth.
@@ -210,10 +210,11 @@ class Planner:
     def _gradients_take(self, plan: Plan, enough: float) -> bool:
         """Whether gradients that all levels save take so much of the whole, as far as is known."""
         saved = self.candidates.known(replace(plan, gradient_levels=0))
-        rerun = self.candidates.known(replace(plan, gradients=False, gradient_levels=0))
-        if saved is None or rerun is None:
+        others = [one for one in self.candidates.considered if one.plan.levels == plan.levels]
+        rerun = [one.total_bytes for one in others if not one.plan.gradients]
+        if saved is None or not rerun:
             return False
-        return saved.total_bytes - rerun.total_bytes > enough * self._balanced.total_bytes
+        return saved.total_bytes - min(rerun) > enough * self._balanced.total_bytes
 
     def _plain_may_be_best(self) -> bool:
         """Whether the least that plain JAX may take is better than the best plan so far.

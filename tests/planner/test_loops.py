@@ -74,6 +74,12 @@ def test_each_loop_gets_a_level_where_it_saves_enough_for_what_it_reruns():
     assert Loops((large, heavy)).deeper(1, 1000) == (("large", 2), ("heavy", 1))
 
 
+def test_of_many_loops_all_get_one_number():
+    many = Loops(tuple(replace(STEPS, name=f"{n}", work=0.0) for n in range(100)))
+    assert many.deeper(1, 0.0) == 2
+    assert many.deeper(1, many.states(1)) is None
+
+
 # --- programs -------------------------------------------------------------------------------------
 
 EPOCHS = jax.value_and_grad(functools.partial(epochs, count=10))
