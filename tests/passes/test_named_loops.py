@@ -5,9 +5,19 @@ from __future__ import annotations
 import functools
 
 import jax
+import jax.numpy as jnp
 import pytest
 from checking import assert_idempotent, optimised, run_and_measure
-from loop_programs import ETA, batches, epochs, parameters, tasks, trainings, trainings_args
+from loop_programs import (
+    ETA,
+    batches,
+    descend,
+    epochs,
+    parameters,
+    tasks,
+    trainings,
+    trainings_args,
+)
 from support import assert_close
 
 import mixflow
@@ -15,6 +25,7 @@ from mixflow.compiler.analysis.activity import find_activity
 from mixflow.compiler.analysis.costs import program_cost
 from mixflow.compiler.ir.emitter import main_function
 from mixflow.passes.inner_loops.find import inner_loops
+from mixflow.planner.pipeline import parse_passes
 
 BEFORE = "canonicalize,cse,fuse-value-and-pullback,canonicalize,forward-over-reverse,"
 EPOCHS = jax.value_and_grad(functools.partial(epochs, count=8))
@@ -63,6 +74,20 @@ def test_a_loop_is_called_by_its_line_and_the_second_of_a_line_by_a_number():
     assert outer != inner
     found = names(jax.grad(two), *args)
     assert found == [outer, inner, f"{outer}#2", f"{inner}#2"]
+
+
+def test_a_name_can_be_written_into_a_plan():
+    source = "def run(step, theta, xs):\n    return jax.lax.scan(step, theta, xs)[0]\n"
+    namespace = {"jax": jax}
+    exec(compile(source, 'a"b\\c.py', "exec"), namespace)
+
+    def meta(eta, theta, data):
+        theta = namespace["run"](lambda t, batch: descend(t, eta, batch), theta, data)
+        return jnp.sum(theta["in"])
+
+    (name,) = names(jax.grad(meta), *PROGRAMS["epochs"][1])
+    assert name == "a_b_c.py:2"
+    parse_passes(levels(1, of=(name,)))
 
 
 def test_a_loop_over_loops_saves_what_each_of_its_steps_begins_with():

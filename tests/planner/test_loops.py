@@ -56,7 +56,7 @@ def test_a_loop_that_the_user_has_checkpointed_begins_with_one_level():
     assert loops.states(1) == (8 + 16) * 100
     # Two levels of steps save 8 of 24 states; two of the outer loop, 4 × 2, save 2 of them.
     assert loops.deeper(1, 400) == 2
-    assert loops.states(2) == (8 + 8) * 100
+    assert loops.states(2) == loops.states((("steps", 2),)) == (8 + 8) * 100
 
 
 def test_a_loop_that_is_left_to_the_user_is_not_nested():
@@ -89,6 +89,22 @@ TRAININGS = jax.value_and_grad(trainings)
 
 def planner_of(f, *args):
     return Planner(Candidates(captures(f, *args), differentiated=False, device=CPU))
+
+
+def test_the_tree_of_loops_is_read_off_the_program():
+    theta, data = parameters(64), batches(12)
+    (outer,) = planner_of(TASKS, ETA, theta, data).facts.loops.outermost
+    (inner,) = outer.inside
+    assert (outer.steps, outer.takes_steps, outer.given, outer.state_bytes) == (12, False, 0, 0)
+    assert (inner.steps, inner.takes_steps, inner.given) == (8, True, 0)
+    assert inner.state_bytes == 8 * (4 * 64 + 64)
+    # What a task saves beside its steps is for its last loss: 4 rows of 64, and some more.
+    assert 8 * 4 * 64 <= outer.other_bytes < 8 * 4 * 64 * 8
+    assert 0 < outer.work < 8 * inner.work
+    two = functools.partial(epochs, count=10, around=jax.checkpoint)
+    (outer,) = planner_of(jax.value_and_grad(two), ETA, theta, data).facts.loops.outermost
+    assert outer.given == 1
+    assert outer.state_bytes == 8 * (4 * 64 + 64)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,9 @@ from mixflow.compiler.analysis.activity import Activity
 from mixflow.compiler.ir.dialects.jaxpr import CheckpointOp, ScanOp
 from mixflow.compiler.ir.dialects.mixflow import VjpOp
 
+_UNQUOTED = str.maketrans(dict.fromkeys('"\\\n', "_"))
+"""A plan's text has names in quotes, and cannot write these characters between them."""
+
 
 def inner_loops(function: FuncOp, activity: Activity) -> dict[str, ScanOp]:
     """The differentiated loops with gradient steps in them, at any depth, by their names.
@@ -30,7 +33,7 @@ def inner_loops(function: FuncOp, activity: Activity) -> dict[str, ScanOp]:
 
 
 def _name(source: str, taken: dict[str, ScanOp]) -> str:
-    line = PurePath(source).name.replace('"', "'")  # a plan's text has it in quotes
+    line = PurePath(source).name.translate(_UNQUOTED)
     number, name = 1, line
     while name in taken:
         number += 1
