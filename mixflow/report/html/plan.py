@@ -12,10 +12,12 @@ from xdsl.ir import Block, Operation
 
 from mixflow.compiler.ir.dialects.jaxpr import CheckpointOp, LeafOp, ReadableOp, ScanOp
 from mixflow.compiler.ir.dialects.mixflow import NameOp, VjpOp
+from mixflow.compiler.ir.dialects.remarks import has_remark
 from mixflow.compiler.ir.emitter import main_function
 from mixflow.compiler.ir.places import UNKNOWN, place
 from mixflow.passes.checkpoint_inner_loop import is_level
 from mixflow.passes.inner_loops.find import is_inner_loop
+from mixflow.passes.roll_repeated_blocks import RollRepeatedBlocks
 from mixflow.passes.segment_loss import SegmentLoss
 from mixflow.report.html.source import code_at
 
@@ -97,13 +99,22 @@ def _described(op: Operation) -> tuple[str, str, tuple[str, ...]] | None:
 
 
 def _loop(op: ScanOp) -> tuple[str, str, tuple[str, ...]] | None:
-    inner = op.regions[0].block.first_op
+    written_out = has_remark(op, RollRepeatedBlocks.name)
+    if _is_level_of_loops(op):
+        notes = ("reruns its steps going back", *(("was written out",) if written_out else ()))
+        return "loop", f"level of {op.length}", notes
+    times = (f"×{op.length}",) if written_out else ()
     if is_inner_loop(op):
-        return "loop", f"inner loop, {op.length} steps", ()
-    if is_level(inner):
-        return "loop", f"level of {op.length}", ("reruns its steps going back",)
+        return "loop", f"inner loop, {op.length} steps", times
     is_empty = next(_inside(op.regions[0].block), None) is None
-    return None if is_empty else ("loop", f"loop, {op.length} steps", ())
+    return None if is_empty else ("loop", f"loop, {op.length} steps", times)
+
+
+def _is_level_of_loops(op: ScanOp) -> bool:
+    """Whether a loop is there because the one in it was nested: both are made by one line."""
+    level = op.regions[0].block.first_op
+    inner = level.body.block.first_op if is_level(level) else None
+    return isinstance(inner, ScanOp) and inner.source == op.source
 
 
 def _checkpoint(op: CheckpointOp) -> tuple[str, str, tuple[str, ...]]:

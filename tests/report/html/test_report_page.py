@@ -10,12 +10,16 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import jax
 import pytest
 import shown_program
+from loop_programs import ETA, batches, descend, epochs, loss, parameters
 
+import mixflow
 from mixflow.compiler.ir.dialects.jaxpr import CheckpointOp
 from mixflow.compiler.ir.dialects.mixflow import VjpOp
 from mixflow.compiler.ir.dialects.remarks import Remark
+from mixflow.planner.pipeline import ROLLED
 from mixflow.report.html import memory as html_memory
 from mixflow.report.html import report as html_report
 from mixflow.report.html.ir import side_by_side
@@ -163,6 +167,38 @@ def test_the_drawing_nests_as_the_loops_do(report):
 
     (outer,) = draw_plan(report.programs.module, "meta_loss").parts
     assert titles(outer)[1:] == ["level of 3", "run of steps", "inner loop, 3 steps", "step"]
+
+
+def drawn_loops(f, *args, passes=None):
+    """Title and notes of each loop in a program's drawing."""
+    optimised = mixflow.compile(f, passes=passes).optimised(*args)
+    parts = _below(draw_plan(optimised.module, "f"))
+    return [(part.title, part.notes) for part in parts if part.kind == "loop"]
+
+
+def test_code_that_was_written_out_says_how_often():
+    def unrolled(eta, theta, data):
+        for step in range(12):
+            theta, _ = descend(theta, eta, jax.tree.map(lambda one, at=step: one[at], data))
+        return loss(theta, eta, jax.tree.map(lambda one: one[0], data))
+
+    args, begin = (ETA, parameters(64), batches(12)), f"{ROLLED},forward-over-reverse"
+    assert drawn_loops(jax.grad(unrolled), *args, passes=begin) == [
+        ("inner loop, 12 steps", ("×12",))
+    ]
+    nested = f"{begin},checkpoint-inner-loop{{levels=2}}"
+    (level, (inner, _)) = drawn_loops(jax.grad(unrolled), *args, passes=nested)
+    assert level == ("level of 4", ("reruns its steps going back", "was written out"))
+    assert inner == "inner loop, 3 steps"
+
+
+def test_a_loop_over_loops_is_a_loop_and_no_level():
+    def nested(eta, theta, data):
+        return epochs(eta, theta, data, count=4)
+
+    args = ETA, parameters(64), batches(4)
+    titles = [title for title, _ in drawn_loops(jax.grad(nested), *args)]
+    assert titles == ["loop, 4 steps", "inner loop, 4 steps"]
 
 
 # --- source -------------------------------------------------------------------------------------
