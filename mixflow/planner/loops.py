@@ -102,7 +102,7 @@ class Loops:
         if len(self.all) > MOST_NAMED:
             more = levels + 1 if isinstance(levels, int) else levels
             return more if self._gain(levels, more) > enough else None
-        depths, waiting = self._depths(levels), {one.name for one in self.all}
+        depths, waiting = self._depths(levels), [one.name for one in self.all]
         while waiting:
             steps = {name: self._levels({**depths, name: depths[name] + 1}) for name in waiting}
             gains = {name: self._gain(self._levels(depths), step) for name, step in steps.items()}
