@@ -46,7 +46,7 @@ def offers(planner: Planner, chosen: str, budget: int | None = None) -> tuple[Of
         return ()
     front = planner.front(budget)
     plain = planner.candidate(planner.candidates.plain)
-    known = {PLAIN: plain, STEP: planner.candidate(planner.step) if planner.facts.steps else plain}
+    known = {PLAIN: plain, STEP: planner.candidate(planner.step)}
     taken = [one for one in planner.candidates.considered if one.plan.passes == chosen]
 
     def named(one: Candidate) -> tuple[str, ...]:

@@ -196,12 +196,11 @@ class Planner:
         levels, last = 1, self._balanced
         enough = DEEPER if deep else LEVEL_PAYS
         while more := self.facts.loops.deeper(levels, enough * last.total_bytes):
-            if plan.gradient_levels and not self._gradients_take(
-                replace(plan, levels=more), enough
-            ):
+            deeper = replace(plan, levels=more)
+            if plan.gradient_levels and not self._gradients_take(deeper, enough):
                 return
             before = self.candidates.known(replace(plan, levels=levels))
-            levels, last = more, self.candidate(replace(plan, levels=more))
+            levels, last = more, self.candidate(deeper)
             if before is not None and last.total_bytes >= before.total_bytes:
                 return
             if not deep and self._balanced is not last:

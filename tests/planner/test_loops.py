@@ -39,9 +39,10 @@ def test_a_loop_alone_saves_what_its_nest_says(depth):
 
 def test_loops_one_after_the_other_go_back_from_the_last():
     first, last = replace(STEPS, name="first"), replace(STEPS, name="last", state_bytes=10)
-    # The first, 4 × 4, has 4 states saved while the last has all of its 16.
-    assert Loops((first, last)).states((("first", 2), ("last", 1))) == max(4 + 4, 4) * 100
-    assert Loops((last, first)).states((("last", 1), ("first", 2))) == 160 + (4 + 4) * 100
+    # The first, 4 × 4, has 4 states of 100 bytes saved while the last has all of its 16 of 10; then
+    # the first goes back alone, with 4 + 4 of its own.
+    assert Loops((first, last)).states((("first", 2), ("last", 1))) == max(400 + 160, 800)
+    assert Loops((last, first)).states((("last", 1), ("first", 2))) == 160 + 800
 
 
 def test_a_loop_over_loops_saves_all_of_theirs_until_it_is_a_checkpoint_itself():

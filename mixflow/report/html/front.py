@@ -46,7 +46,7 @@ def front_chart(offers: Sequence[Offer]) -> dict[str, Any]:
     unit, size = unit_of(int(max(offer.total_bytes for offer in offers)))
     values = [
         {
-            "kind": next((name for name in reversed(offer.names)), OTHERS),
+            "kind": offer.names[-1] if offer.names else OTHERS,
             "amount": offer.total_bytes / size,
             "time": offer.time,
             "said": {
