@@ -94,7 +94,8 @@ def test_a_long_loop_is_nested():
 
 def test_deeper_nests_than_the_best_are_for_budgets_only(monkeypatch):
     monkeypatch.setattr("mixflow.planner.plan.SLOWEST", 1.0)  # the best is the fastest
-    planner = planner_of(GRADIENT, *momentum_args(**{**LONG, "steps": 256, "batch": 8}))
+    args = momentum_args(**{**LONG, "steps": 4096, "batch": 1, "width": 96, "wide": 96})
+    planner = planner_of(GRADIENT, *args)
     (chosen,) = planner.best()
 
     def deepest():
