@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from benchmarks.both_rules import both_rules
 from benchmarks.budgets import budgets
 from benchmarks.compare import Comparison
 from benchmarks.compiling import compiling_page, compiling_plot, sized
@@ -19,13 +20,13 @@ from benchmarks.files import require_plots, say
 from benchmarks.fuzz.command import fuzz_command
 from benchmarks.jax_tests.command import jax_tests_command
 from benchmarks.machine import machine, versions
-from benchmarks.overhead import names, overhead
+from benchmarks.overhead import EXAMPLES, names, overhead
 from benchmarks.programs import COMPARED, NAMES, is_program
-from benchmarks.reference import TASKS
+from benchmarks.reference import TASKS, Size
 from benchmarks.report import reports, write
 from benchmarks.scale.command import scale_command
 from benchmarks.sizes import sizes
-from benchmarks.tables import budgets_page, estimates_page, overhead_page
+from benchmarks.tables import both_rules_page, budgets_page, estimates_page, overhead_page
 from benchmarks.zoo.command import loops_command, zoo_command
 from mixflow.files import replacing
 
@@ -48,10 +49,16 @@ def _programs(_: Any, option: Any, text: str | None) -> tuple[str, ...] | None:
 _COUNT = click.IntRange(min=1)
 
 
-def _over_sizes(command: Callable[..., None]) -> Callable[..., None]:
-    """Options that say which programs, at which sizes."""
+def _at_a_size(command: Callable[..., None]) -> Callable[..., None]:
+    """Options for the reference program's size."""
     for name in ("--tokens", "--layers", "--steps"):
         command = click.option(name, type=_COUNT)(command)
+    return command
+
+
+def _over_sizes(command: Callable[..., None]) -> Callable[..., None]:
+    """Options that say which programs, at which sizes."""
+    command = _at_a_size(command)
     command = click.option("--sweep", is_flag=True, help="Over steps, layers and tokens.")(command)
     return click.option("--task", type=click.Choice(TASKS), default=TASKS[0])(command)
 
@@ -137,6 +144,25 @@ def estimates_command(
         _write(page, estimates_page(report))
     click.echo(json.dumps(report, indent=2))
     sys.exit(bool(report["complaints"]))
+
+
+@main.command("rules")
+@_at_a_size
+@click.option(
+    "--examples",
+    "folder",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    default=EXAMPLES,
+)
+@_page_option
+def rules_command(folder: Path, page: Path | None, **given: int | None) -> None:
+    """The symmetric and the transposed rule side by side: temporaries and time."""
+    report: dict[str, Any] = {"versions": versions(), "rows": []}
+    for row in both_rules(folder, Size(**_given(given))):
+        say(f"{row['program']}: {row['bytes_ratio']:.2f}")
+        report["rows"].append(row)
+        _write(page, both_rules_page(report))
+    click.echo(json.dumps(report, indent=2))
 
 
 @main.command("overhead")

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import optax
 
 Tree = Any
+Activation = Callable[[Any], Any]
 
 LOG_RATE = -6.0
 """The inner learning rate's logarithm: where η holds rates, what they start from."""
@@ -81,7 +82,7 @@ def normalise(x: Any) -> Any:
     return jax.nn.standardize(x, axis=-1, epsilon=1e-5)
 
 
-def block(layer: Tree, x: Any, heads: int) -> Any:
+def block(layer: Tree, x: Any, heads: int, activation: Activation = jax.nn.gelu) -> Any:
     """One layer: causal self-attention, then a two-layer perceptron, both residual."""
     batch, length, width = x.shape
     qkv = (normalise(x) @ layer["qkv"]).reshape(batch, length, 3, heads, width // heads)
@@ -91,28 +92,30 @@ def block(layer: Tree, x: Any, heads: int) -> Any:
     attended = jax.nn.softmax(jnp.where(causal, scores, -jnp.inf))
     mixed = jnp.einsum("bhqk,bkhd->bqhd", attended, value).reshape(batch, length, width)
     x = x + mixed @ layer["out"]
-    return x + jax.nn.gelu(normalise(x) @ layer["up"]) @ layer["down"]
+    return x + activation(normalise(x) @ layer["up"]) @ layer["down"]
 
 
-def example_losses(size: Size, theta: Tree, tokens: Any) -> Any:
+def example_losses(
+    size: Size, theta: Tree, tokens: Any, activation: Activation = jax.nn.gelu
+) -> Any:
     """The mean cross-entropy of each example's next tokens."""
     x = theta["embedding"][tokens[:, :-1]] + theta["positions"]
     for layer in theta["layers"]:
-        x = block(layer, x, size.heads)
+        x = block(layer, x, size.heads, activation)
     logits = normalise(x) @ theta["embedding"].T
     return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean(1)
 
 
-def _mean_loss(size: Size) -> Callable[..., Any]:
+def _mean_loss(size: Size, activation: Activation = jax.nn.gelu) -> Callable[..., Any]:
     def loss(theta: Tree, tokens: Any) -> Any:
-        return example_losses(size, theta, tokens).mean()
+        return example_losses(size, theta, tokens, activation).mean()
 
     return loss
 
 
-def _data_weighting(size: Size) -> Callable[..., Any]:
+def _data_weighting(size: Size, activation: Activation) -> Callable[..., Any]:
     def inner_loss(theta: Tree, weights: Any, tokens: Any) -> Any:
-        return jax.nn.softmax(weights) @ example_losses(size, theta, tokens)
+        return jax.nn.softmax(weights) @ example_losses(size, theta, tokens, activation)
 
     def loss(eta: Tree, theta: Tree, batches: Any, validation: Any) -> Any:
         adam = optax.adam(jnp.exp(eta["log_rate"]), eps_root=1e-8)
@@ -126,13 +129,13 @@ def _data_weighting(size: Size) -> Callable[..., Any]:
 
         carry = (theta, adam.init(theta))
         (theta, _), _ = jax.lax.scan(step, carry, (eta["weights"], batches))
-        return example_losses(size, theta, validation).mean()
+        return example_losses(size, theta, validation, activation).mean()
 
     return loss
 
 
-def _maml(size: Size) -> Callable[..., Any]:
-    inner_loss = _mean_loss(size)
+def _maml(size: Size, activation: Activation) -> Callable[..., Any]:
+    inner_loss = _mean_loss(size, activation)
 
     def loss(eta: Tree, batches: Any, validation: Any) -> Any:
         adam = optax.adam(math.exp(LOG_RATE), eps_root=1e-8)
@@ -149,8 +152,8 @@ def _maml(size: Size) -> Callable[..., Any]:
     return loss
 
 
-def _learning_rates(size: Size) -> Callable[..., Any]:
-    inner_loss = _mean_loss(size)
+def _learning_rates(size: Size, activation: Activation) -> Callable[..., Any]:
+    inner_loss = _mean_loss(size, activation)
 
     def loss(eta: Tree, theta: Tree, batches: Any, validation: Any) -> Any:
         adam = optax.scale_by_adam(eps_root=1e-8)
@@ -174,9 +177,11 @@ TASKS = tuple(_TASKS)
 """The tasks' names."""
 
 
-def meta_loss(size: Size, task: str = "data_weighting") -> Callable[..., Any]:
+def meta_loss(
+    size: Size, task: str = "data_weighting", activation: Activation = jax.nn.gelu
+) -> Callable[..., Any]:
     """V(θ_T(η)), a scalar function of what `arguments(size, task)` returns; η comes first."""
-    return _TASKS[task](size)
+    return _TASKS[task](size, activation)
 
 
 def gradient_step(size: Size) -> Callable[..., Any]:

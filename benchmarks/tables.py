@@ -137,6 +137,27 @@ def budgets_page(report: dict[str, Any]) -> str:
     return titled(title, report, heads, rows, [kept, *over])
 
 
+def both_rules_page(report: dict[str, Any]) -> str:
+    """Temporaries under both rules, and the ratios of bytes and of CPU seconds."""
+    heads = ["program", "symmetric rule (bytes)", "transposed rule (bytes)", "ratio", "CPU seconds"]
+    rows = [
+        [
+            row["program"],
+            f"{row['symmetric_bytes']}",
+            f"{row['transposed_bytes']}",
+            f"{row['bytes_ratio']:.2f}",
+            f"{row['cpu_ratio']:.2f}",
+        ]
+        for row in report["rows"]
+    ]
+    ratios = [row["bytes_ratio"] for row in report["rows"]]
+    remarks = [
+        f"temporaries: at most {max(ratios):.2f}, median {statistics.median(ratios):.2f}",
+        "CPU seconds are those of a run, the transposed rule's for 1 of the symmetric rule's",
+    ]
+    return titled("Both rules side by side", report, heads, rows, remarks)
+
+
 def overhead_page(report: dict[str, Any]) -> str:
     """CPU seconds before XLA and with it, and resident memory before it, of both, with ratios."""
     figures = {
