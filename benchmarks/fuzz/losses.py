@@ -50,6 +50,8 @@ BLOCKS = {
     "checkpoint twice": "jax.checkpoint(lambda h: jnp.sin(jax.checkpoint($f)(h)))(h)",
     "checkpoint, no cse": "jax.checkpoint($f, prevent_cse=False)(h)",
     "policy": "jax.checkpoint($f, policy=jax.checkpoint_policies.$policy)(h)",
+    "jit, twice": "(lambda f: f(h) * 0.5 + jnp.sin(f(h) * $c))(jax.jit($f))",
+    "checkpoint, two calls": "(lambda f: jnp.tanh(f(h)) + f(h) * $c)(jax.checkpoint($f))",
     "platforms": "lax.platform_dependent(h, default=$f)",
 }
 """Ways to call a function of `h`."""

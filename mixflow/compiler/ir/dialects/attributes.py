@@ -13,6 +13,7 @@ from xdsl.parser import AttrParser
 from xdsl.printer import Printer
 
 from mixflow.compiler import jax_compat
+from mixflow.compiler.jaxprs.subprograms import equations_in, nested_jaxprs
 
 UNPARSABLE = "holds a JAX object: it is printed, and not read from text"
 _LONGEST_PARAM = 60
@@ -46,8 +47,10 @@ def aval_of(value: SSAValue) -> Any:
 class Equation:
     """What an equation is, apart from the values that it reads and writes.
 
-    Two are equal when they compute the same of the same operands: primitive, parameters and
-    context. Parameters that Python cannot compare are compared by identity.
+    Two are equal when they compute the same of the same operands, and so do their derivatives:
+    primitive, parameters and context. Parameters that Python cannot compare are compared by
+    identity. What holds a `custom_vjp` is equal to itself alone: `cse` makes one of two equal ones,
+    its cotangent is then the sum of theirs, and a backward rule that clips is no sum.
     """
 
     primitive: Primitive
@@ -71,10 +74,15 @@ class Equation:
             return True
         if not isinstance(other, Equation) or self.primitive is not other.primitive:
             return False
-        return self.ctx is other.ctx and self._key == other._key
+        return self.ctx is other.ctx and self._key == other._key and not self._has_vjp_rule
 
     def __hash__(self) -> int:
         return hash((self.primitive, self._key))
+
+    @property
+    def _has_vjp_rule(self) -> bool:
+        inside = (eqn for jaxpr in nested_jaxprs(self) for eqn in equations_in(jaxpr))
+        return any(eqn.primitive.name == "custom_vjp_call" for eqn in (self, *inside))
 
     @property
     def _key(self) -> tuple[Any, ...]:
