@@ -8,18 +8,29 @@ read weakly typed values, and at no others:
     scaled = convert_element_type rate  strong: this is where it ends
     step = scaled * gradient
 
-So these equations alone are differentiated, a few slices and conversions of a large program.
+So these equations alone are differentiated, a few slices and conversions of a large program; of a
+loop or a checkpoint, those in its body.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import reduce
+from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from functools import partial, reduce
 from operator import or_
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr, Var, jaxpr_as_fun
+from jax.extend.core import (
+    ClosedJaxpr,
+    Jaxpr,
+    Literal,
+    Var,
+    jaxpr_as_fun,
+    jaxprs_in_params,
+    primitives,
+)
 
 from mixflow.compiler import jax_compat
 from mixflow.compiler.jaxprs.equations import jaxpr_of, variables
@@ -46,13 +57,11 @@ def gradient_types(
     weak = list(filter(_is_weak, point))
     if not weak:
         return types
-    eqns = _readers(jaxpr, weak)
+    part = _Part.of(jaxpr, weak)
     results, _ = partition(carries, jaxpr.outvars)
-    made = [var for eqn in eqns for var in eqn.outvars]
-    ends = [var for var in made if is_inexact(var.aval) and not var.aval.weak_type]
-    pulled = [(var, var.aval.to_ct_aval()) for var in _that_reach(results, ends, jaxpr)]
+    pulled = [(var, var.aval.to_ct_aval()) for var in part.that_reach(results, jaxpr)]
     pulled += [(var, aval) for var, aval in zip(results, cotangents, strict=True) if _is_weak(var)]
-    found = dict(zip(weak, _pulled_back(weak, eqns, pulled), strict=True))
+    found = dict(zip(weak, _pulled_back(weak, part, pulled), strict=True))
     return [found.get(var, aval) for var, aval in zip(point, types, strict=True)]
 
 
@@ -60,33 +69,106 @@ def _is_weak(atom: Any) -> bool:
     return is_inexact(atom.aval) and atom.aval.weak_type
 
 
-def _readers(jaxpr: Jaxpr, weak: Sequence[Var]) -> list[Any]:
-    """The equations that read weakly typed values, or what those make of them."""
-    values, eqns = set(weak), list[Any]()
-    for eqn in jaxpr.eqns:
-        if not values.isdisjoint(variables(eqn.invars)):
-            eqns.append(eqn)
-            values.update(filter(_is_weak, eqn.outvars))
-    return eqns
+@dataclass(frozen=True)
+class _Part:
+    """The equations that read weakly typed values, or what those make of them.
+
+    Arguments:
+        eqns: in order.
+        ends: the strongly typed values that they make, and for each those of the program that are
+            reached where it is: itself, or the results of the loop or call that it stands in.
+    """
+
+    eqns: list[Any]
+    ends: dict[Var, list[Var]]
+
+    @staticmethod
+    def of(jaxpr: Jaxpr, weak: Sequence[Var]) -> _Part:
+        """What of a program reads some of its values."""
+        values, eqns, ends = set(weak), list[Any](), dict[Var, list[Var]]()
+        for eqn in jaxpr.eqns:
+            if values.isdisjoint(variables(eqn.invars)):
+                continue
+            eqns.append(_shortened(eqn, values))
+            inside = eqns[-1] is not eqn
+            made = [var for var in eqns[-1].outvars if is_inexact(var.aval)]
+            values.update(filter(_is_weak, made))
+            strong = [var for var in made if not var.aval.weak_type]
+            ends.update((var, list(eqn.outvars) if inside else [var]) for var in strong)
+        return _Part(eqns, ends)
+
+    @property
+    def fixed(self) -> list[Var]:
+        """What the equations read that none of them makes; weakly typed values are among it."""
+        made = {var for eqn in self.eqns for var in eqn.outvars}
+        read = dict.fromkeys(var for eqn in self.eqns for var in variables(eqn.invars))
+        return [var for var in read if var not in made]
+
+    def that_reach(self, results: Sequence[Any], jaxpr: Jaxpr) -> list[Var]:
+        """Those ends whose tangents reach results of a program: the others get no cotangent."""
+        bits: dict[Var, int] = {}
+        for position, standing in enumerate(self.ends.values()):
+            bits.update((var, bits.get(var, 0) | 1 << position) for var in standing)
+        facts = reaching(jaxpr, bits)
+        reached_by = reduce(or_, (facts.get(var, 0) for var in variables(results)), 0)
+        return [var for position, var in enumerate(self.ends) if reached_by >> position & 1]
 
 
-def _that_reach(results: Sequence[Any], ends: Sequence[Var], jaxpr: Jaxpr) -> list[Var]:
-    """Those values whose tangents reach results: the others get no cotangent."""
-    bits = {var: 1 << position for position, var in enumerate(ends)}
-    facts = reaching(jaxpr, bits)
-    reached_by = reduce(or_, (facts.get(var, 0) for var in variables(results)), 0)
-    return [var for var in ends if bits[var] & reached_by]
+def _shortened(eqn: Any, weak: AbstractSet[Var]) -> Any:
+    """A loop, checkpoint or jit with nothing in it but what reads its weakly typed operands.
+
+    Of a learning rate that a training loop reads, this leaves the product with the step. What a
+    loop makes in each round is stacked up. Other equations stay as they are, and so do those that
+    return weakly typed values, and loops that carry some or are given slices of them.
+    """
+    again = _AGAIN.get(eqn.primitive)
+    if again is None:
+        return eqn
+    is_weak = [not isinstance(atom, Literal) and atom in weak for atom in eqn.invars]
+    (body,) = jaxprs_in_params(eqn.params)
+    outer, inner = partition(is_weak, eqn.invars)[0], partition(is_weak, body.invars)[0]
+    part = _Part.of(body, inner)
+    made = {var for one in part.eqns for var in one.outvars}
+    if _varies(eqn, is_weak) or any(_is_weak(atom) and atom in made for atom in body.outvars):
+        return eqn
+    ends = part.that_reach(body.outvars, body)
+    fixed = [var for var in part.fixed if var not in inner]
+    call = jaxpr_as_fun(ClosedJaxpr(jaxpr_of([*inner, *fixed], ends, part.eqns), ()))
+    specs = [spec_of(var.aval) for var in (*inner, *fixed)]
+    traced = jax.make_jaxpr(partial(again, eqn, call))(*specs).jaxpr
+    operands = [*outer, *(Var(var.aval) for var in fixed)]
+    standing: dict[Any, Any] = dict(zip(traced.invars, operands, strict=True))
+    (short,) = traced.eqns
+    return short.replace(invars=[standing[var] for var in short.invars])
 
 
-def _pulled_back(
-    point: Sequence[Var], eqns: Sequence[Any], pulled: Sequence[tuple[Any, Any]]
-) -> list[Any]:
+def _varies(eqn: Any, is_weak: Sequence[bool]) -> bool:
+    """Whether a weakly typed operand is not the same in each round of a loop."""
+    return eqn.primitive is primitives.scan_p and any(
+        is_weak[jax_compat.scan_layout(eqn.params)[0] :]
+    )
+
+
+def _in_a_loop(eqn: Any, call: Callable[..., Any], *values: Any) -> Any:
+    def step(*_: Any) -> Any:
+        return None, call(*values)
+
+    return jax.lax.scan(step, None, None, eqn.params["length"])[1]
+
+
+_AGAIN: dict[Any, Callable[..., Any]] = {
+    primitives.scan_p: _in_a_loop,
+    primitives.remat_p: lambda _, call, *values: jax.checkpoint(call)(*values),
+    primitives.jit_p: lambda _, call, *values: jax.jit(call)(*values),
+}
+"""How a function is called as an equation of this kind calls its program."""
+
+
+def _pulled_back(point: Sequence[Var], part: _Part, pulled: Sequence[tuple[Any, Any]]) -> list[Any]:
     """The types of the gradients of some equations, for results and cotangents of these types."""
-    made = {var for eqn in eqns for var in eqn.outvars}
-    read = dict.fromkeys(var for eqn in eqns for var in variables(eqn.invars))
-    fixed = [var for var in read if var not in made and var not in point]
+    fixed = [var for var in part.fixed if var not in point]
     call = jaxpr_as_fun(
-        ClosedJaxpr(jaxpr_of([*point, *fixed], [var for var, _ in pulled], eqns), ())
+        ClosedJaxpr(jaxpr_of([*point, *fixed], [var for var, _ in pulled], part.eqns), ())
     )
 
     def gradient(point: list[Any], fixed: list[Any], cotangents: list[Any]) -> list[Any]:
