@@ -12,6 +12,7 @@ from jax.tree_util import tree_flatten, tree_leaves, tree_unflatten
 
 from mixflow.compiler.capture.capture import Captured, capture
 from mixflow.runtime.arguments import Arguments
+from mixflow.runtime.collector import collector_held_back
 from mixflow.runtime.options import Options
 
 Plan = TypeVar("Plan")
@@ -49,6 +50,7 @@ class Staged:
         return self.fun(*args, **kwargs)
 
 
+@collector_held_back()
 def planned(
     capture: Callable[..., Captured], plan: Callable[[Captured], Plan]
 ) -> tuple[Captured, Plan]:
