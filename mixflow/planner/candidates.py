@@ -124,6 +124,9 @@ class Candidates:
                 at_work.add("save-inner-gradients")
             found = plan.only(at_work)
             self._at_work[plan] = self.plain if found == Plan() else found
+            if found.parts and found != plan and found.rolled == plan.rolled:
+                idle = plan.parts.keys() - found.parts.keys()
+                self._optimised.setdefault(found, self._optimised[plan].without(idle))
         return self._at_work[plan]
 
     # --- costs -----------------------------------------------------------------------------------

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from jax.extend.core import ClosedJaxpr, jaxprs_in_params
@@ -17,7 +18,13 @@ from xdsl.utils.exceptions import ArgSpecParseError
 from mixflow.compiler.capture.capture import Captured
 from mixflow.compiler.ir.dialects.jaxpr import Jaxpr, LeafOp
 from mixflow.compiler.ir.dialects.mixflow import Mixflow
-from mixflow.compiler.ir.dialects.remarks import DECLINED, Remark, collect_remarks, has_remark
+from mixflow.compiler.ir.dialects.remarks import (
+    DECLINED,
+    Remark,
+    collect_remarks,
+    forget_remarks,
+    has_remark,
+)
 from mixflow.compiler.ir.emitter import emit_jaxpr
 from mixflow.compiler.ir.importer import UnsupportedProgram, import_jaxpr
 from mixflow.compiler.jaxprs.sharing import with_shared_code
@@ -56,6 +63,12 @@ class Optimised:
     def text(self) -> str:
         """The IR as text, or the jaxpr's where the IR could not hold the program."""
         return str(self.jaxpr if self.module is None else self.module)
+
+    def without(self, idle: AbstractSet[str]) -> Optimised:
+        """The same program, without what some passes said that did nothing to it."""
+        if self.module is not None:
+            forget_remarks(self.module, idle)
+        return replace(self, declines=tuple(one for one in self.declines if one.by not in idle))
 
 
 def parse_passes(spec: str) -> PassPipeline:

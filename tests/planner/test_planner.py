@@ -26,6 +26,7 @@ from mixflow.errors import BudgetError, InputError
 from mixflow.planner.candidates import Candidates
 from mixflow.planner.device import CPU, GPU
 from mixflow.planner.loops import is_deep
+from mixflow.planner.pipeline import Program
 from mixflow.planner.plan import Plan, balanced
 from mixflow.planner.search import SAVED_AT_LEAST, Planner
 from mixflow.runtime.measure import total_bytes
@@ -129,6 +130,17 @@ def test_a_pass_that_does_nothing_is_not_in_the_plan_and_the_report_says_why():
     assert "save-inner-gradients" not in program.passes
     assert "save-inner-gradients" in {remark.by for remark in program.declines}
     assert mixflow.compile(f, passes=program.passes).ir(*args) == mixflow.compile(f).ir(*args)
+
+
+def test_a_plan_without_its_idle_passes_is_not_run_through_the_others_again(monkeypatch):
+    eta, theta, xs = momentum_args(**DEEP)
+    planner = planner_of(jax.value_and_grad(descent_meta_loss), eta["weights"], theta, xs[0])
+    runs, run = [], Program.optimised
+    monkeypatch.setattr(Program, "optimised", lambda *args: runs.append(args) or run(*args))
+    candidate = planner.candidate(Plan(symmetric=True, levels=1, gradients=True))
+    assert "save-inner-gradients" not in candidate.plan.passes
+    assert "save-inner-gradients" not in str(candidate.optimised.module)
+    assert len(runs) == 1
 
 
 def test_on_several_devices_a_plan_keeps_its_word_that_gradients_are_not_computed_again():

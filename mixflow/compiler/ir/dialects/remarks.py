@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from xdsl.dialects.builtin import ArrayAttr, StringAttr
@@ -70,6 +71,17 @@ def collect_remarks(root: Operation) -> Iterator[Remark]:
     for remark in found:
         if isinstance(remark, RemarkAttr):
             yield Remark(remark.by.data, remark.kind.data, remark.text.data, remark.at.data)
+
+
+def forget_remarks(root: Operation, by: AbstractSet[str]) -> None:
+    """Take away what some passes said, of every operation below one."""
+    for op in root.walk():
+        remarks = _attributes(op)
+        kept = [one for one in remarks if isinstance(one, RemarkAttr) and one.by.data not in by]
+        if len(kept) < len(remarks):
+            op.attributes["remarks"] = ArrayAttr(kept)
+        if remarks and not kept:
+            del op.attributes["remarks"]
 
 
 def _attributes(op: Operation) -> list[Attribute]:
