@@ -1,6 +1,7 @@
 """The symmetric and the transposed rule side by side: XLA's temporaries, and CPU seconds of a run.
 
-The examples take their default plans, the rule replaced. The reference program takes the symmetric
+The examples take their default plans, the rule replaced, or put before the checkpointed step where
+their plan needs none. The reference program takes the symmetric
 rule with `jax.nn.gelu`, and the transposed one where every layer has a function that mixflow does
 not know.
 """
@@ -22,6 +23,8 @@ from benchmarks.estimates import examples
 from benchmarks.reference import Size, arguments, meta_loss
 
 Row = dict[str, Any]
+
+RULES = ("forward-over-reverse", "reverse-over-forward")
 
 ROUNDS = 3
 """Runs of each program, in turn; the fastest counts."""
@@ -54,15 +57,11 @@ def both_rules(folder: Path, size: Size) -> Iterator[Row]:
     Arguments:
         folder: of the examples.
         size: of the reference program.
-
-    An example whose default plan has no rule is left out.
     """
     for subject in examples(folder):
         plan = mixflow.compile(subject.gradient).optimised(*subject.args).passes
-        if "-over-" in plan:
-            rules = ("forward-over-reverse", "reverse-over-forward")
-            programs = [_with_rule(subject.gradient, plan, rule) for rule in rules]
-            yield _row(subject.name.partition(".")[0], programs, subject.args)
+        programs = [_with_rule(subject.gradient, plan, rule) for rule in RULES]
+        yield _row(subject.name.partition(".")[0], programs, subject.args)
     symmetric = _reference(size, jax.nn.gelu)
     for words, activation in REPLACED.items():
         programs = [symmetric, _reference(size, activation)]
@@ -70,6 +69,8 @@ def both_rules(folder: Path, size: Size) -> Iterator[Row]:
 
 
 def _with_rule(gradient: Callable[..., Any], plan: str, rule: str) -> Callable[..., Any]:
+    if "-over-" not in plan:
+        plan = plan.replace("checkpoint-inner-loop", f"{rule},checkpoint-inner-loop")
     return mixflow.compile(gradient, passes=re.sub(r"[a-z]+-over-[a-z]+", rule, plan))
 
 

@@ -40,15 +40,15 @@ def _reads_wider_columns(eqn: Any) -> bool:
 
 def _swapped(eqn: Any) -> list[Any]:
     """The product with its operands the other way round, and its transposition."""
-    (contracted, batch), precision = eqn.params["dimension_numbers"], eqn.params["precision"]
+    (contracted, _), precision = eqn.params["dimension_numbers"], eqn.params["precision"]
     left, right = eqn.invars
     out = eqn.outvars[0].aval
     split = len(left.aval.shape) - len(contracted[0])
     shape = (*out.shape[split:], *out.shape[:split])
     swapped = Var(ShapedArray(shape, out.dtype, weak_type=out.weak_type))
+    # Both operands are summed over the same dimensions, so these stay.
     params = {
         **eqn.params,
-        "dimension_numbers": (contracted[::-1], batch[::-1]),
         "precision": precision[::-1] if isinstance(precision, tuple) else precision,
     }
     positions = range(len(shape))
