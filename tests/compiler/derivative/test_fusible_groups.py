@@ -56,6 +56,12 @@ def test_a_group_ends_at_products() -> None:
     assert found == [["mul", "tanh"], ["sin", "neg", "exp"]]
 
 
+def test_what_moves_elements_of_one_array_is_in_a_group_and_what_joins_two_is_not() -> None:
+    assert groups_of(lambda x: jnp.exp(jax.lax.rev(jnp.sin(x), (0,))), X) == [["sin", "rev", "exp"]]
+    joined = groups_of(lambda x: jnp.exp(jnp.concatenate([jnp.sin(x) * 2.0, x])) * 2.0, X)
+    assert all("concatenate" not in group for group in joined)
+
+
 def test_what_a_product_has_to_wait_for_is_no_group_with_what_reads_it() -> None:
     def function(x: Any) -> Any:
         y = jnp.sin(x) * x
