@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable
 from typing import Any
@@ -156,6 +157,33 @@ def both_rules_page(report: dict[str, Any]) -> str:
         "CPU seconds are those of a run, the transposed rule's for 1 of the symmetric rule's",
     ]
     return titled("Both rules side by side", report, heads, rows, remarks)
+
+
+def budget_sweep_page(report: dict[str, Any]) -> str:
+    """For each program the least, how many of its budgets it keeps, and the worst time for one."""
+    heads = ["program", "plain JAX (MB)", "least of forced plans (MB)", "mixflow's least"]
+    heads += ["budgets kept", "CPU seconds, median", "worst"]
+    rows = [_swept(row) for row in report["rows"]]
+    remarks = [
+        "the last two for 1 of the fastest forced plan that fits",
+        f"mixflow's least: at most {max(row['least_ratio'] for row in report['rows']):.3f}",
+    ]
+    return titled("Ten budgets for each example", report, heads, rows, remarks)
+
+
+def _swept(row: Row) -> list[str]:
+    budgets = row["budgets"]
+    kept = [one for one in budgets if (one["needed_bytes"] or math.inf) <= one["budget_bytes"]]
+    ratios = [one["cpu_ratio"] for one in kept]
+    return [
+        row["program"],
+        _megabytes(row["plain_bytes"]),
+        _megabytes(row["least_bytes"]),
+        f"{row['least_ratio']:.3f}",
+        f"{len(kept)} of {len(budgets)}",
+        f"{statistics.median(ratios):.2f}" if ratios else "",
+        f"{max(ratios):.2f}" if ratios else "",
+    ]
 
 
 def overhead_page(report: dict[str, Any]) -> str:
