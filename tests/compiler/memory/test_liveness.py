@@ -100,3 +100,44 @@ def test_the_pullback_of_max_pooling_needs_the_places_of_all_elements(layers, fl
     estimate = peak_memory(traced.jaxpr)
     assert 0.75 * truth <= estimate.bytes <= 1.25 * truth
     assert sum(one.primitive == "iota" for one in estimate.alive) == 4 * layers
+
+
+def mixed_meta_loss(weights, theta, xs):
+    """Two steps of descent, computed in the dtype of xs, on parameters that stay as they are."""
+
+    def loss(theta, x):
+        h = x
+        for w in theta:
+            h = jnp.tanh(h @ w.astype(x.dtype)) + h
+        return jnp.sum(weights * jnp.mean(h.astype(weights.dtype) ** 2, -1))
+
+    def step(theta, x):
+        return jax.tree.map(lambda p, g: p - 0.1 * g, theta, jax.grad(loss)(theta, x)), None
+
+    return loss(jax.lax.scan(step, theta, xs)[0], xs[0])
+
+
+@pytest.mark.parametrize("passes", ["step", "segmented"])
+@pytest.mark.parametrize(("stored", "computed"), [("float32", "bfloat16"), ("float64", "float64")])
+def test_it_is_near_in_half_and_in_double_precision(stored, computed, passes):
+    theta = [jnp.ones((64, 64), stored) / 16] * 4
+    args = jnp.ones(512, stored), theta, jnp.ones((2, 512, 64), computed)
+    pipeline = {**PIPELINES, "segmented": DEFAULT_PIPELINE}[passes]
+    compiled = mixflow.compile(jax.value_and_grad(mixed_meta_loss), passes=pipeline)
+    traced = compiled.trace(*args)
+    memory: Any = traced.lower().compile().memory_analysis()
+    truth = memory.temp_size_in_bytes
+    assert 0.85 * truth <= peak_memory(traced.jaxpr).bytes <= 1.15 * truth
+
+
+def test_casts_are_rerun_and_not_saved():
+    """Six parameters in half precision would be 0.8 MB beside 8.3, and the rest takes less."""
+
+    def temporaries(computed):
+        theta = [jnp.ones((256, 256), "float32") / 16] * 6
+        args = jnp.ones(32, "float32"), theta, jnp.ones((2, 32, 256), computed)
+        compiled = mixflow.compile(jax.value_and_grad(mixed_meta_loss), passes=DEFAULT_PIPELINE)
+        memory: Any = compiled.lower(*args).compile().memory_analysis()
+        return memory.temp_size_in_bytes
+
+    assert temporaries("bfloat16") <= temporaries("float32")
