@@ -22,19 +22,25 @@ from mixflow.compiler.ir.dialects.remarks import move_remarks
 
 
 def find_primal(op: VjpOp) -> PrimalOp | None:
-    """The operation in the same block that gives the value of what `op` pulls back through."""
+    """The operation in the same block that gives the value of what `op` pulls back through.
+
+    It stands before `op`, and is the last that does: a jit that holds both and is called twice is
+    dissolved to value, pullback, value, pullback, and each pullback has a value of its own.
+    """
     # Of f's inputs any would do; the last belongs to the point, so few operations read it.
     inputs = op.operands[: op.point_stop]
+    last: PrimalOp | None = None
     for use in inputs[-1].uses:
         other = use.operation
         if (
             isinstance(other, PrimalOp)
-            and other.parent is op.parent
             and other.differentiand is op.differentiand
             and tuple(other.operands) == tuple(inputs)
+            and other.is_before_in_block(op)
+            and (last is None or last.is_before_in_block(other))
         ):
-            return other
-    return None
+            last = other
+    return last
 
 
 def cotangent_slice(op: VjpOp, primal: PrimalOp) -> list[Operation] | None:

@@ -63,6 +63,26 @@ def test_the_cotangent_s_computation_moves_before_the_value():
     assert_close(mixflow.compile(f, passes=FUSE)(X), jax.jit(f)(X))
 
 
+itself = jax.custom_vjp(lambda x: x)
+itself.defvjp(lambda x: (x, None), lambda _, g: (g,))
+
+
+def test_each_pullback_of_a_jit_that_is_called_twice_has_a_value_of_its_own():
+    """`cse` does not make one of the two: each holds a rule."""
+
+    @jax.jit
+    def value_and_gradient(x):
+        gradient, value = jax.grad(lambda x: (jnp.sum(itself(x) ** 2), x), has_aux=True)(x)
+        return gradient + value
+
+    def f(x):
+        return value_and_gradient(x) + value_and_gradient(x)
+
+    passes = f"canonicalize,cse,{FUSE}"
+    assert ir(passes, f, X).count("[with value]") == 2
+    assert_right(lambda x: jnp.sum(f(x) ** 2), X, passes=passes)
+
+
 def test_it_works_inside_loops_branches_and_jits():
     def f(x):
         x = jax.lax.scan(lambda c, _: (value_and_gradient(c)[1], None), x, None, length=2)[0]

@@ -50,6 +50,12 @@ FUNCTIONS: dict[str, Callable[[Any], Any]] = {
     "a vmap in a jit": jax.jit(lambda e: jnp.sum(jax.vmap(clipped)(jnp.stack([e, e])))),
     "a gradient": gradient(lambda t, e: clip(e) * t**2 * 5),
     "a gradient with another rule": gradient(lambda t, e: through(t) * clip(e) * t**2),
+    "a value and its gradient": jax.jit(
+        lambda e: sum(jax.value_and_grad(lambda t: clip(e) * t**2 * 5)(2.0))
+    ),
+    "a gradient with aux": jax.jit(
+        lambda e: sum(jax.grad(lambda t: (clip(e) * t**2 * 5, clip(e) * t), has_aux=True)(2.0))
+    ),
     "a gradient with a jit": gradient(lambda t, e: jax.jit(clip)(e) * t**3 + jax.jit(clip)(e) * t),
 }
 
