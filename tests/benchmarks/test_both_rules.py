@@ -22,11 +22,11 @@ SMALL = Size(steps=1, layers=1, width=8, heads=2, tokens=4, batch=2, vocabulary=
 
 
 def meta(eta: Any) -> Any:
-    return jnp.sum(jax.grad(lambda x: jnp.sum(jnp.sin(x) * eta))(eta) ** 2)
+    return jnp.sum(jax.grad(lambda x: jnp.sum(jnp.sin(x @ x) * eta))(eta) ** 2)
 
 
 def one_example(folder: Path) -> list[Subject]:
-    return [Subject("small.meta", jax.grad(meta), (jnp.linspace(0.1, 1.0, 7),))]
+    return [Subject("small.meta", jax.grad(meta), (jnp.linspace(0.1, 1.0, 64).reshape(8, 8),))]
 
 
 @once
