@@ -11,8 +11,8 @@ import jax
 from jax.tree_util import tree_flatten, tree_leaves, tree_unflatten
 
 from mixflow.compiler.capture.capture import Captured, capture
+from mixflow.planner.collector import collector_held_back
 from mixflow.runtime.arguments import Arguments
-from mixflow.runtime.collector import collector_held_back
 from mixflow.runtime.options import Options
 
 Plan = TypeVar("Plan")
