@@ -1,15 +1,13 @@
 """The symmetric and the transposed rule side by side: XLA's temporaries, and CPU seconds of a run.
 
 The examples take their default plans, the rule replaced, or put before the checkpointed step where
-their plan needs none. The reference program takes the symmetric
-rule with `jax.nn.gelu`, and the transposed one where every layer has a function that mixflow does
-not know.
+their plan needs none. The reference program takes the symmetric rule with `jax.nn.gelu`, and the
+transposed one where every layer has a function that mixflow does not know.
 """
 
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -21,6 +19,7 @@ import jax.numpy as jnp
 import mixflow
 from benchmarks.estimates import examples
 from benchmarks.reference import Size, arguments, meta_loss
+from benchmarks.turns import cpu_ratio
 
 Row = dict[str, Any]
 
@@ -82,17 +81,11 @@ def _row(name: str, programs: list[Any], args: tuple[Any, ...]) -> Row:
     compiled = [program.lower(*args).compile() for program in programs]
     symmetric, transposed = (one.memory_analysis().temp_size_in_bytes for one in compiled)
     args = jax.tree.map(jnp.asarray, args)
-    seconds = [_cpu_seconds(partial(one, *args)) for _ in range(ROUNDS) for one in compiled]
+    one, other = (partial(program, *args) for program in compiled)
     return {
         "program": name,
         "symmetric_bytes": symmetric,
         "transposed_bytes": transposed,
         "bytes_ratio": transposed / symmetric,
-        "cpu_ratio": min(seconds[1::2]) / min(seconds[::2]),
+        "cpu_ratio": cpu_ratio(other, one, ROUNDS),
     }
-
-
-def _cpu_seconds(run: Callable[[], Any]) -> float:
-    start = time.process_time()
-    jax.block_until_ready(run())
-    return time.process_time() - start

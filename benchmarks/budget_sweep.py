@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 
 import mixflow
 from benchmarks.estimates import Subject
+from benchmarks.turns import cpu_ratio, cpu_seconds
 from mixflow.errors import BudgetError
 from mixflow.planner.pipeline import PREPARE, ROLLED
 from mixflow.runtime.measure import total_bytes
@@ -86,6 +86,11 @@ def budget_sweep(subject: Subject) -> Row:
     }
 
 
+def is_within(row: Row) -> bool:
+    """Whether one of the budgets in a row was kept."""
+    return row["needed_bytes"] is not None and row["needed_bytes"] <= row["budget_bytes"]
+
+
 def _forced(gradient: Callable[..., Any], args: tuple[Any, ...]) -> Iterator[Made]:
     """Every program that a forced plan comes to, once."""
     texts = set[str]()
@@ -120,13 +125,6 @@ def _within(
         ours = _compiled(mixflow.compile(gradient, memory_budget=budget).lower(*args), args)
     except BudgetError:
         return row
-    best = min(fitting, key=lambda one: min(_cpu_seconds(one.run) for _ in range(2)))
-    seconds = [_cpu_seconds(run) for _ in range(ROUNDS) for run in (ours.run, best.run)]
-    ratio = min(seconds[::2]) / min(seconds[1::2])
+    best = min(fitting, key=lambda one: min(cpu_seconds(one.run) for _ in range(2)))
+    ratio = cpu_ratio(ours.run, best.run, ROUNDS)
     return row | {"needed_bytes": ours.bytes, "cpu_ratio": ratio, "plan": best.plan}
-
-
-def _cpu_seconds(run: Callable[[], Any]) -> float:
-    start = time.process_time()
-    jax.block_until_ready(run())
-    return time.process_time() - start

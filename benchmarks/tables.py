@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Iterable
 from typing import Any
+
+from benchmarks.budget_sweep import is_within
 
 Row = dict[str, Any]
 
@@ -173,7 +174,7 @@ def budget_sweep_page(report: dict[str, Any]) -> str:
 
 def _swept(row: Row) -> list[str]:
     budgets = row["budgets"]
-    kept = [one for one in budgets if (one["needed_bytes"] or math.inf) <= one["budget_bytes"]]
+    kept = list(filter(is_within, budgets))
     ratios = [one["cpu_ratio"] for one in kept]
     return [
         row["program"],

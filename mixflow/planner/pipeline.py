@@ -65,7 +65,10 @@ class Optimised:
         return str(self.jaxpr if self.module is None else self.module)
 
     def without(self, idle: AbstractSet[str]) -> Optimised:
-        """The same program, without what some passes said that did nothing to it."""
+        """The same program, without what some passes said that did nothing to it.
+
+        Both share one module, and what they said is gone from that.
+        """
         if self.module is not None:
             forget_remarks(self.module, idle)
         return replace(self, declines=tuple(one for one in self.declines if one.by not in idle))

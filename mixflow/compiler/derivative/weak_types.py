@@ -98,11 +98,24 @@ class _Part:
         return _Part(eqns, ends)
 
     @property
-    def fixed(self) -> list[Var]:
-        """What the equations read that none of them makes; weakly typed values are among it."""
-        made = {var for eqn in self.eqns for var in eqn.outvars}
+    def made(self) -> set[Var]:
+        """What the equations make."""
+        return {var for eqn in self.eqns for var in eqn.outvars}
+
+    @property
+    def _read(self) -> list[Var]:
+        """What the equations read that none of them makes."""
         read = dict.fromkeys(var for eqn in self.eqns for var in variables(eqn.invars))
+        made = self.made
         return [var for var in read if var not in made]
+
+    def computes(
+        self, point: Sequence[Var], results: Sequence[Var]
+    ) -> tuple[list[Var], Callable[..., Any]]:
+        """What it reads beside a point, and the function of both that gives some of its values."""
+        fixed = [var for var in self._read if var not in point]
+        jaxpr = jaxpr_of([*point, *fixed], results, self.eqns)
+        return fixed, jaxpr_as_fun(ClosedJaxpr(jaxpr, ()))
 
     def that_reach(self, results: Sequence[Any], jaxpr: Jaxpr) -> list[Var]:
         """Those ends whose tangents reach results of a program: the others get no cotangent."""
@@ -128,12 +141,10 @@ def _shortened(eqn: Any, weak: AbstractSet[Var]) -> Any:
     (body,) = jaxprs_in_params(eqn.params)
     outer, inner = partition(is_weak, eqn.invars)[0], partition(is_weak, body.invars)[0]
     part = _Part.of(body, inner)
-    made = {var for one in part.eqns for var in one.outvars}
+    made = part.made
     if _varies(eqn, is_weak) or any(_is_weak(atom) and atom in made for atom in body.outvars):
         return eqn
-    ends = part.that_reach(body.outvars, body)
-    fixed = [var for var in part.fixed if var not in inner]
-    call = jaxpr_as_fun(ClosedJaxpr(jaxpr_of([*inner, *fixed], ends, part.eqns), ()))
+    fixed, call = part.computes(inner, part.that_reach(body.outvars, body))
     specs = [spec_of(var.aval) for var in (*inner, *fixed)]
     traced = jax.make_jaxpr(partial(again, eqn, call))(*specs).jaxpr
     operands = [*outer, *(Var(var.aval) for var in fixed)]
@@ -166,10 +177,7 @@ _AGAIN: dict[Any, Callable[..., Any]] = {
 
 def _pulled_back(point: Sequence[Var], part: _Part, pulled: Sequence[tuple[Any, Any]]) -> list[Any]:
     """The types of the gradients of some equations, for results and cotangents of these types."""
-    fixed = [var for var in part.fixed if var not in point]
-    call = jaxpr_as_fun(
-        ClosedJaxpr(jaxpr_of([*point, *fixed], [var for var, _ in pulled], part.eqns), ())
-    )
+    fixed, call = part.computes(point, [var for var, _ in pulled])
 
     def gradient(point: list[Any], fixed: list[Any], cotangents: list[Any]) -> list[Any]:
         pullback = jax_compat.VJP_OF_JAX(lambda *point: call(*point, *fixed), *point)[1]

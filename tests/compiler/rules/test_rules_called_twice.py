@@ -21,6 +21,8 @@ PREPARE = "canonicalize,roll-repeated-blocks,cse,fuse-value-and-pullback,canonic
 PASSES = [
     None,
     "cse",
+    PREPARE,
+    "fuse-value-and-pullback",
     f"{PREPARE},forward-over-reverse,reverse-over-forward,segment-loss{{slack=0}}",
 ]
 

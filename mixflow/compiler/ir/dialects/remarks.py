@@ -78,9 +78,9 @@ def forget_remarks(root: Operation, by: AbstractSet[str]) -> None:
     for op in root.walk():
         remarks = _attributes(op)
         kept = [one for one in remarks if isinstance(one, RemarkAttr) and one.by.data not in by]
-        if len(kept) < len(remarks):
+        if kept:
             op.attributes["remarks"] = ArrayAttr(kept)
-        if remarks and not kept:
+        elif remarks:
             del op.attributes["remarks"]
 
 
